@@ -14,14 +14,14 @@ from fastrl.errors import ArgumentError, one_line
 T = TypeVar("T")
 
 MOST_THINGS = 2**24
-"""More environments, workers or rows than any machine has memory for."""
+"""Largest number of environments, workers or rows, far beyond the memory of any machine."""
 
 PICTURES = (".png", ".pdf", ".svg")
-"""Endings of the files that a picture can be written to."""
+"""File endings of pictures."""
 
 
 def brief(value: object, width: int = 60) -> str:
-    """Return a value as code on one line, cut where it is long."""
+    """Return a value as code on one line, shortened if it is long."""
     return one_line(value, width, repr)
 
 
@@ -32,7 +32,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def nearest_or_all(name: str, known: Iterable[str]) -> str:
-    """Return what `nearest` does, or where it finds nothing ``; there are …`` with all names."""
+    """Return the result of `nearest`; if it is empty, ``; there are …`` with all names."""
     names = list(known)
     return nearest(name, names) or f"; there are {', '.join(names)}"
 
@@ -65,7 +65,7 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 def file_path(name: str, value: object, remedy: str = "") -> Path:
     """Return a path that is given as text or as a `Path`; raise an `ArgumentError` for others.
 
-    Empty text is none: `Path` would take it for the current directory.
+    Empty text is rejected, as `Path` would return the current directory.
     """
     if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
         return Path(value)
@@ -74,7 +74,7 @@ def file_path(name: str, value: object, remedy: str = "") -> Path:
 
 
 def check_ending(path: Path, endings: Sequence[str] = PICTURES) -> None:
-    """Raise an `ArgumentError` for a file whose name has none of some endings."""
+    """Raise an `ArgumentError` for a file name without one of some endings."""
     if path.suffix.lower() not in endings:
         raise ArgumentError(f"'{path}' must end in {' or '.join(endings)}")
 

@@ -1,4 +1,4 @@
-"""Registers what fastrl offers by name; each is imported on first use."""
+"""Registers fastrl's own objects by name; each is imported on first use."""
 
 from fastrl.registry import register
 
@@ -26,7 +26,7 @@ for _name in ("process", "serial", "device", "dataset"):
     register("sampler", _name, f"fastrl.sampling.build:{_name}_sampler")
 register("sampler", "dagger", "fastrl.training.dagger_sampler:dagger_sampler")
 
-# Before those of which the batches have their time limits.
+# Before the families whose batches use their time limits.
 register("environments", "tasks", "fastrl.envs.families:TASKS")
 register("environments", "classic_control", "fastrl.envs.families:CLASSIC_CONTROL")
 register("environments", "crafter", "fastrl.envs.families:CRAFTER")

@@ -1,4 +1,4 @@
-"""Closing resources at the end of a block, and all of several even if some fail to close."""
+"""Closes resources at the end of a block: all of them, even if some raise."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def closed_after(held: Closable) -> Iterator[None]:
 def closing_on_error(
     held: Closable, but: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Close if the block raises something else than ``but``; its error takes precedence."""
+    """Close if the block raises an error other than ``but``; its error takes precedence."""
     try:
         yield
     except but:
@@ -62,7 +62,7 @@ def closing_on_error(
 
 
 def build_all(built: Iterable[Held]) -> list[Held]:
-    """Return all that ``built`` yields; if it raises, close those that it has yielded."""
+    """Return all items of ``built``; if it raises, close the items so far."""
     held: list[Held] = []
     try:
         held.extend(built)
@@ -77,11 +77,11 @@ def close_all(held: Iterable[Closable], begin: Callable[[], None] = lambda: None
     """Close all, the last first, even if some raise.
 
     Args:
-        held: What to close.
+        held: Objects to close.
         begin: Called just before each close.
 
     Raises:
-        Exception: The last that was raised.
+        Exception: The last error that was raised.
     """
     with ExitStack() as stack:
         for each in held:

@@ -1,4 +1,4 @@
-"""Learning curves of runs: their mean over seeds, and labels of what distinguishes them."""
+"""Learning curves of runs: their mean over seeds, and labels with the keys that differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 _POINTS = 300
 _KEYS_SHOWN = 3
 _OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
-"""Keys in which runs of one curve may differ."""
+"""Keys that may differ between the runs of one curve."""
 
 
 def curve_of(rows: Iterable[Mapping[str, Any]], metric: str, over: str = "steps") -> Curve:
@@ -57,9 +57,9 @@ def shared_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(names: Sequence[str], trees: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
-    """Return a common title, and for each configuration a label of what distinguishes it.
+    """Return a common title, and for each configuration a label with the keys that differ.
 
-    Environment and algorithm are the title where all agree, else part of the labels. Of the keys
+    Environment and algorithm are the title if all agree, else part of the labels. Of the keys
     that differ, labels name those that distinguish most configurations.
 
     Args:
@@ -85,7 +85,7 @@ def labels_of(names: Sequence[str], trees: Sequence[Mapping[str, Any]]) -> tuple
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    """Return the keys in which trees differ, with their values as text; None where one lacks it."""
+    """Return the keys in which trees differ, with their values as text; None if a tree lacks it."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
     values = {key: [shown(t[key]) if key in t else None for t in trees] for key in keys}
     return {key: found for key, found in values.items() if len(set(found)) > 1}
@@ -103,7 +103,7 @@ def leaves_of(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _with(
     labels: Sequence[tuple[str, ...]], trees: Sequence[Mapping[str, Any]], key: str
 ) -> list[tuple[str, ...]]:
-    """Return labels that name one more key."""
+    """Return labels with one more key."""
     short = _short(trees, key)
     return [
         (*parts, f"{short}={shown(tree[key])}") if key in tree else parts

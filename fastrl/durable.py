@@ -1,7 +1,7 @@
-"""Files that are written completely or not at all, and never outside of their directory.
+"""Writes files completely or not at all, and never outside of their directory.
 
-Run directories travel between machines and people. A link in one must not lead what fastrl writes
-to a file elsewhere.
+Run directories travel between machines and people. A link in one must not redirect fastrl's
+files to another directory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastrl.json_lines import object_of
 from fastrl.system import free_bytes, sync
 
 _MODE = 0o666
-"""Of new files, before the umask."""
+"""Permissions of new files, before the umask."""
 _MOST_OBJECT_BYTES = 2**24
 _LAST_BYTES = 2**12
 _IS_LINK = "it is a symbolic link"
@@ -28,7 +28,7 @@ _NO_FILE = "it is not a regular file"
 
 
 class WriteError(FastrlError):
-    """A file of a run cannot be written: no space, no permission, a medium that is gone."""
+    """A file of a run cannot be written: no space, no permission, a medium that was removed."""
 
     kind = "write"
 
@@ -40,7 +40,7 @@ def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") ->
     Args:
         path: The file.
         kind: Type of the error that is raised.
-        what: Precedes the path in its message.
+        what: Text before the path in its message.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def make_directory(path: Path) -> None:
     """Make a directory and its missing parents.
 
     Raises:
-        NotADirectoryError: One of them is a file.
+        NotADirectoryError: One of the parents is a file.
         OSError: It cannot be made.
     """
     try:
@@ -123,11 +123,11 @@ def read_bounded(path: Path, at_most: int | None = None) -> bytes:
 
 
 def last_lines(path: Path, begin: int = 0) -> list[bytes]:
-    """Return the last lines of a file, 4 KiB at most, of which the first may be cut.
+    """Return the last lines of a file, 4 KiB at most, of which the first may be incomplete.
 
     Args:
         path: The file.
-        begin: The byte from which lines count.
+        begin: The first byte that is read.
 
     Raises:
         OSError: It cannot be read.
@@ -138,7 +138,7 @@ def last_lines(path: Path, begin: int = 0) -> list[bytes]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a small file; empty where there is none that can be read."""
+    """Return the JSON object in a small file; empty if none can be read."""
     with suppress(OSError):
         return object_of(read_bounded(path, _MOST_OBJECT_BYTES)) or {}
     return {}
@@ -149,7 +149,7 @@ def open_inside(path: Path, flags: int) -> int:
 
     Args:
         path: The file.
-        flags: How, such as ``os.O_RDWR``.
+        flags: Flags of ``os.open``, such as ``os.O_RDWR``.
 
     Raises:
         OSError: It cannot be opened, is a symbolic link or not a regular file.
@@ -176,7 +176,7 @@ def require_no_links(directory: Path, ignored: Collection[str] = ()) -> None:
         ignored: Names of entries in it that may have links.
 
     Raises:
-        OSError: Names one of them.
+        OSError: The directory contains links; the error names one.
     """
     for folder, folders, files in os.walk(directory, onerror=_raise):
         if Path(folder) == directory:

@@ -1,19 +1,19 @@
-"""The errors that fastrl raises on purpose, each one line, and text of any error on one line."""
+"""The errors of fastrl, each one line, and functions that turn any error into one line."""
 
 import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
-"""What users' code may raise without ending this process, unlike an interrupt."""
+"""Errors of users' code that must not end this process, unlike an interrupt."""
 
 
 def one_line(value: object, width: int | None = 80, text_of: Callable[[object], str] = str) -> str:
     """Return a text, an error's message or a value on one line, even if it cannot be printed.
 
     Args:
-        value: What to show.
-        width: Longer text is cut there; None for all of it.
+        value: Value to show.
+        width: Most characters; None for all of them.
         text_of: ``str``, or ``repr`` to show a value as code.
     """
     try:
@@ -24,13 +24,13 @@ def one_line(value: object, width: int | None = 80, text_of: Callable[[object], 
 
 
 def cause(error: BaseException) -> str:
-    """Return type and message of an error on one line; its place where it has no message."""
+    """Return type and message of an error on one line; its place if it has no message."""
     text = one_line(error, None)
     return f"{type(error).__name__}{f': {text}' if text else _place(error)}"
 
 
 def _place(error: BaseException) -> str:
-    """Return where an error was raised, with the line of code where its file can be read."""
+    """Return the place where an error was raised, with the line of code if its file can be read."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
@@ -43,11 +43,11 @@ class FastrlError(Exception):
     """Base of all errors raised by fastrl; the command line prints it as one line.
 
     Args:
-        message: What is wrong. Line breaks and control characters, which users' input may bring,
+        message: What is wrong. Line breaks and control characters, which may come from user input,
             are removed.
 
     Attributes:
-        kind: The section of ``docs/errors.md`` about such errors. The command line prints it.
+        kind: Section of ``docs/errors.md`` about such errors, which the command line prints.
     """
 
     kind: ClassVar[str] = "other"
@@ -60,7 +60,7 @@ class FastrlError(Exception):
 
 
 class ConfigError(FastrlError):
-    """A configuration file, override or argument is wrong; the command line exits with 2."""
+    """A configuration file, override or argument is wrong; the command line exits with code 2."""
 
     kind = "config"
 
@@ -97,7 +97,7 @@ class WorkerError(FastrlError):
         self.remote_traceback = remote_traceback
 
     def __str__(self) -> str:
-        """Return the message, followed by the worker's own traceback where there is one."""
+        """Return the message, followed by the worker's own traceback if there is one."""
         message = super().__str__()
         return f"{message}\n\n{self.remote_traceback}" if self.remote_traceback else message
 

@@ -1,6 +1,6 @@
 """The global random streams of Python, NumPy and torch.
 
-Environments should draw from their own generator, which `reset` seeds, but many draw from these.
+Environments should draw from their own generator, which `reset` seeds, but many use these streams.
 Processes of one fork server start with equal streams, so each worker seeds its streams.
 """
 
@@ -19,14 +19,14 @@ StreamsState = tuple[Any, Any, torch.Tensor]
 """States of Python, NumPy and torch."""
 
 _LOCK = threading.RLock()
-"""Held while models are built, and to set the streams: all threads share them."""
+"""Lock for building models and for setting the streams, which all threads share."""
 
 
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Let the models that are built in the block depend on the seed alone, also in threads.
+    """Make the models that are built in the block depend only on the seed, also in threads.
 
-    Torch's stream of the caller is restored on the CPU.
+    The caller's CPU stream of torch is restored.
     """
     with _LOCK, torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -59,7 +59,7 @@ class StreamsOfWorkers:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Restore the caller's streams at the end of a block, however it ends."""
+        """Restore the caller's streams at the end of a block, also after an error."""
         callers = streams_state()
         try:
             yield
@@ -81,7 +81,7 @@ class StreamsOfWorkers:
         self._current = worker
 
     def state_of(self, worker: int) -> StreamsState:
-        """Return the streams of a worker that has had a turn, outside of `borrowed`."""
+        """Return the streams of a worker after a `turn_to`, outside of `borrowed`."""
         state = self._states[worker]
         assert state is not None
         return state
@@ -101,12 +101,12 @@ def seeded_streams(*key: int) -> Iterator[None]:
 
 
 def sequence_after_numpys(number: int) -> np.random.SeedSequence:
-    """Return a sequence derived from NumPy's global stream, without drawing from it.
+    """Derive a sequence from NumPy's global stream, without drawing from it.
 
     A program that seeds that stream gets the same sequence in every run.
 
     Args:
-        number: Distinguishes sequences between which nothing was drawn.
+        number: Distinguishes sequences that are derived from the same state.
     """
     _, keys, position, *_ = np.random.get_state(legacy=True)
     entropy = [*(int(key) for key in keys), int(position)]
@@ -114,7 +114,7 @@ def sequence_after_numpys(number: int) -> np.random.SeedSequence:
 
 
 def _seed_on_cpu(sequence: np.random.SeedSequence) -> int:
-    # Equal seeds would make Python's stream and NumPy's the same, as both are Mersenne Twisters.
+    # With equal seeds, the streams of Python and NumPy would be equal: both are Mersenne Twisters.
     words = sequence.generate_state(18)
     random.seed(int.from_bytes(words[:8].tobytes(), "little"))
     np.random.seed(words[8:16])

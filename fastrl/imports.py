@@ -1,4 +1,4 @@
-"""Imports of objects that configurations name, and how optional packages are installed."""
+"""Imports objects that configurations name, and tells how to install optional packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastrl.errors import USERS_FAILURES, ConfigError, cause, one_line
 
 PLACES = "the current directory, beside the configuration, and among the installed packages"
 DISTRIBUTION = "fastrl-torch"
-"""What is installed; on the index, ``fastrl`` is the name of another project."""
+"""Name of the distribution; on PyPI, ``fastrl`` is another project."""
 
 
 def import_module(name: str) -> ModuleType:
@@ -41,7 +41,7 @@ def import_module(name: str) -> ModuleType:
 
 def running_script(name: str) -> ModuleType | None:
     """Return the running script if it could be imported by this name; None otherwise."""
-    # A thread that starts a process hides it for a moment.
+    # A thread that starts a process hides the main module for a moment.
     script = inspect.unwrap(sys.modules["__main__"])  # type: ignore[arg-type]
     file, spec = getattr(script, "__file__", None), script.__spec__
     names = {Path(file).stem if file else "", spec.name if spec else ""} - {"", *sys.modules}
@@ -53,7 +53,7 @@ def import_object(path: str, key: str) -> Any:
 
     Args:
         path: The import path.
-        key: The key of the configuration that names it, for errors.
+        key: Key of the configuration with the path, for errors.
 
     Raises:
         ConfigError: It is not an import path, cannot be imported, or is part of the standard
@@ -92,8 +92,8 @@ def look_beside(file: Path) -> None:
 def installed_places() -> list[str]:
     """Return the directories of installed packages, in search order.
 
-    The current directory and those added by `look_beside` are left out: metadata there, such as
-    in a downloaded folder, install nothing.
+    The current directory and those added by `look_beside` are left out: metadata there, for
+    instance in a downloaded folder, are not installed.
     """
     sites = {*site.getsitepackages(), site.getusersitepackages()}
     last = max((at for at, place in enumerate(sys.path) if place in sites), default=len(sys.path))
@@ -102,7 +102,7 @@ def installed_places() -> list[str]:
 
 
 def installed_version() -> str | None:
-    """Return the version of fastrl; None where it is imported from a checkout."""
+    """Return the version of fastrl; None if it is imported from a checkout."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
@@ -112,7 +112,7 @@ def installed_version() -> str | None:
 def how_to_install(extra: str) -> str:
     """Return the command that installs the packages of one of fastrl's extras.
 
-    Where fastrl is installed, pip reads them from its metadata, also if the index does not have it.
+    If fastrl is installed, pip reads them from its metadata, even if the index lacks it.
     """
     if installed_version() is None:
         return f"pip install -e '.[{extra}]' in the checkout of fastrl"

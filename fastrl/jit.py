@@ -1,4 +1,4 @@
-"""Compilation with numba and torch, with a cache on disk that may be damaged or missing.
+"""Compiles with numba and torch; the cache on disk may be damaged or missing.
 
 Cache files may be unreadable, empty or damaged, the disk full, the directory deleted. Code that
 cannot be loaded is then compiled again and replaces the damaged file.
@@ -35,10 +35,10 @@ _DIGEST_BYTES = 32
 
 
 class _CheckedFiles(_Files):  # type: ignore[misc]
-    """Cache files whose entries hold their key and a checksum.
+    """Cache files whose entries contain their key and a checksum.
 
-    Incomplete machine code would crash the process, and numba writes the index before the entry:
-    if the disk has room for the index only, an older entry has the name of the new one.
+    Incomplete machine code would crash the process. Numba writes the index before the entry, so
+    if the disk is full after the index, the index names an older entry.
     """
 
     def save(self, key: Any, data: Any) -> None:
@@ -54,7 +54,7 @@ class _CheckedFiles(_Files):  # type: ignore[misc]
         content = Path(self._data_path(name)).read_bytes()
         digest, entry = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if _DIGEST(entry).digest() != digest:
-            raise ValueError("an entry is not as it was written")
+            raise ValueError("an entry has a wrong checksum")
         return pickle.loads(entry)
 
     def _save_data(self, name: str, data: Any) -> None:
@@ -128,13 +128,13 @@ def cached_njit(function: Function, **options: Any) -> Function:
     compiled: Any = njit(**options)(function)
     try:
         compiled._cache = _Cache(function)
-    except (RuntimeError, OSError):  # numba's error for a lack of directories; one that is gone
+    except (RuntimeError, OSError):  # no directory for the cache, or a missing one
         compiled._cache = _NoCache()
     return cast(Function, compiled)
 
 
 def cache_directory() -> str | None:
-    """Return where compiled code is kept, None where no directory can be written."""
+    """Return the directory of compiled code; None if no directory can be written."""
     compiled: Any = cached_njit(digest_of)
     place: str | None = getattr(compiled._cache, "_cache_path", None)
     return place
@@ -166,7 +166,7 @@ def cached_kernel(
 
     Numba finds a cached function by its file, and does not notice changes of functions that it
     calls in other files. So the decorated function takes a digest of all files and returns the
-    function to compile, which refers to the digest and so has it in its key.
+    function to compile, whose key contains the digest.
 
     Args:
         sources: All files that are compiled into the function.
@@ -188,7 +188,7 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
 
     Args:
         function: The function to compile.
-        device: Where it computes.
+        device: Device of the computation.
         **options: Further arguments of ``torch.compile``.
     """
     import torch
@@ -224,7 +224,7 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
 def own_copy(function: Function) -> Function:
     """Return a copy of a function or method, with code of its own.
 
-    torch keeps what it compiles with the code, and gives up after 8 variants of it: after as many
+    torch stores compiled variants with the code, and gives up after 8 of them: after as many
     objects with the same method.
     """
     plain = getattr(function, "__func__", function)

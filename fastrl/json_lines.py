@@ -1,4 +1,4 @@
-"""Files of JSON lines, which may be incomplete where a process was killed."""
+"""Reads files of JSON lines, which may be incomplete if a process was killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MOST_STEPS = 2**62
 
 
 def object_of(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line; None where it is incomplete or something else."""
+    """Return the JSON object of a line; None if it is incomplete or not an object."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -18,7 +18,7 @@ def object_of(line: bytes) -> dict[str, Any] | None:
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:
-    """Return the row of metrics of a line, which has ``steps``; None where it has none."""
+    """Return the row of metrics in a line; None without ``steps``."""
     row = object_of(line)
     steps = None if row is None else row.get("steps")
     return row if type(steps) is int and 0 <= steps <= _MOST_STEPS else None

@@ -1,4 +1,4 @@
-"""Displays that are redrawn on a terminal or in a notebook, and erased when they end."""
+"""Live displays on a terminal or in a notebook, which are redrawn and finally erased."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SPINS_PER_S = 12.5
 _NOTEBOOK_WIDTH = 100
 _NOTEBOOK_REFRESH_S = 0.25
 FIRST_LINE_S, _EVERY_S = 2.0, 10.0
-"""Where nothing can be redrawn: after how long a wait becomes a line, and how often it changes."""
+"""Seconds until the first plain line, and between later ones, if nothing can be redrawn."""
 _LOCAL_MODES = 3
 """Index of the local modes in the attributes of a terminal."""
 _FAILURES = (OSError, ValueError, termios.error)
-"""Errors of reading the attributes of a terminal that is missing or gone."""
+"""Errors of reading the attributes of a missing or closed terminal."""
 
 
 class LiveDisplay(Live):
-    """A display that leaves nothing on the terminal, however it ends.
+    """A display that is always erased from the terminal, also after an error.
 
     A terminal echoes ``^C`` at the cursor, which is at the end of the display. After a line of
     full width that would start another line, and the wrong lines would be erased. So control keys
@@ -40,8 +40,8 @@ class LiveDisplay(Live):
 
     Args:
         console: The console of a terminal.
-        shown: Returns what to draw; called in another thread.
-        refresh_per_second: How often it is redrawn.
+        shown: Returns the content to draw; called in another thread.
+        refresh_per_second: Redraws per second.
         handles_sigterm: Whether SIGTERM erases it before the process ends. If users' code in the
             main thread may never return to Python, the process must end at once instead.
     """
@@ -73,7 +73,7 @@ class LiveDisplay(Live):
 
     def stop(self) -> None:
         """Erase the display and restore the terminal."""
-        # rich draws it once more; a terminal with fewer lines could erase only a part of it.
+        # rich draws it once more; a lower terminal could erase only a part of it.
         self._get_renderable = str
         with self._restoring:
             super().stop()
@@ -89,7 +89,7 @@ class _InThread:
     def start(self) -> None:
         """Start showing."""
         thread = threading.Thread(target=self._run, name="display", daemon=True)
-        with suppress(RuntimeError):  # the system has no thread left; the work matters more
+        with suppress(RuntimeError):  # the system has no thread left; work without a display
             thread.start()
             self._thread = thread
 
@@ -114,13 +114,13 @@ class _InThread:
 
 
 class LineDisplay(_InThread):
-    """Plain lines where nothing can be redrawn: what is shown, each time that it has changed.
+    """A plain line for each change, if nothing can be redrawn.
 
     Args:
-        console: Where to.
+        console: Console for the lines.
         shown: Returns the line; called in another thread.
-        first_s: Time until the first line. What ends before leaves none.
-        every_s: Time between later lines.
+        first_s: Seconds until the first line; shorter work has no line.
+        every_s: Seconds between later lines.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class LineDisplay(_InThread):
             last = line
             try:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-            except OSError:  # the terminal or the reader of a pipe is gone
+            except OSError:  # the terminal or the reader of a pipe was closed
                 return
 
 
@@ -153,7 +153,7 @@ class NotebookDisplay(_InThread):
     It needs no widgets, so it works in every notebook.
 
     Args:
-        shown: Returns what to draw; called in another thread.
+        shown: Returns the content to draw; called in another thread.
     """
 
     def __init__(self, shown: Callable[[], RenderableType]) -> None:
@@ -209,12 +209,12 @@ def display_on(
     Args:
         console: Console that shows it, or None.
         shown: As for `LiveDisplay`.
-        refresh_per_second: On a terminal.
+        refresh_per_second: Redraws per second on a terminal.
         handles_sigterm: As for `LiveDisplay`.
         lines_s: ``first_s`` and ``every_s`` of a `LineDisplay`; None for no lines.
 
     Raises:
-        ArgumentError: ``console`` is something else.
+        ArgumentError: ``console`` is neither a console nor None.
     """
     check_console(console)
     if console is not None and console.is_terminal:
@@ -228,15 +228,15 @@ def display_on(
 def waiting(
     console: Console | None, text: str, *, handles_sigterm: bool = False
 ) -> Iterator[Callable[[str], None]]:
-    """Show what is waited for: erased at the end, or as a line if it takes more than two seconds.
+    """Show a waiting activity: erased at the end, or as a line if it takes more than two seconds.
 
     Args:
         console: Console that shows it, or None.
-        text: What is waited for.
+        text: Name of the activity.
         handles_sigterm: See `LiveDisplay`.
 
     Yields:
-        A function to call with another text; a no-op where nothing is shown.
+        A function that sets another text; without a display it does nothing.
     """
     shown = _Waiting(text)
     display = display_on(
@@ -251,7 +251,7 @@ def waiting(
 
 
 class _Waiting(Spinner):
-    """A spinner, which is its text where nothing can be drawn."""
+    """A spinner, which is only its text if nothing can be drawn."""
 
     def __init__(self, text: str) -> None:
         super().__init__("dots", Text(text), style="status.spinner")
@@ -272,7 +272,7 @@ def _unwritten_control_keys(console: Console) -> Iterator[None]:
         yield
     finally:
         if is_changed:
-            # Else a process that is in the background by now would be stopped.
+            # Otherwise a process in the background would be stopped.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
             with suppress(*_FAILURES):
                 _write_control_keys(terminal, True)
@@ -288,7 +288,7 @@ def _may_change(terminal: int) -> bool:
 
 
 def _write_control_keys(terminal: int, wanted: bool) -> bool:
-    """Make a terminal echo control keys or not; return whether that was a change."""
+    """Make a terminal echo control keys or not; return whether this changed something."""
     attributes = termios.tcgetattr(terminal)
     if bool(attributes[_LOCAL_MODES] & termios.ECHOCTL) == wanted:
         return False
@@ -299,11 +299,11 @@ def _write_control_keys(terminal: int, wanted: bool) -> bool:
 
 @contextmanager
 def _before_sigterm(do: Callable[[], None]) -> Iterator[None]:
-    """Call a function when SIGTERM ends this process in the block, unless SIGTERM is handled."""
+    """Call a function before SIGTERM ends this process in the block, unless SIGTERM is handled."""
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:  # and not a fork, which inherits this
+        if os.getpid() == owner:  # not in a fork, which inherits the handler
             do()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

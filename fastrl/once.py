@@ -1,4 +1,4 @@
-"""Messages that are logged once per run, whichever of its processes is first."""
+"""Messages that are logged once per run, by the first of its processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 VARIABLE = "FASTRL_SAID"
-"""The environment variable that passes `place` to the processes of a run."""
+"""Environment variable that passes `place` to the processes of a run."""
 
 _said: set[str] = set()
 

@@ -1,7 +1,7 @@
-"""The registry of all that a configuration may choose by name.
+"""The registry of all objects that a configuration may choose by name.
 
 `register` is called by `fastrl.builtin`, by scripts before they train, and by installed
-distributions with the entry points ``fastrl.plugins``. Those are imported when a name is requested
+distributions with the entry points ``fastrl.plugins``. They are imported when a name is requested
 that is not known yet.
 """
 
@@ -24,10 +24,10 @@ from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import import_object, installed_places
 
 NAMESPACE = "fastrl/"
-"""Precedes the ids of the environments that fastrl compiles."""
+"""Prefix of the ids of fastrl's compiled environments."""
 
 GROUP = "fastrl.plugins"
-"""The group of entry points; each names a module or a function to call."""
+"""Group of entry points; each names a module or a function to call."""
 
 KINDS = (
     "algorithm",
@@ -103,7 +103,7 @@ def register(
             attribute ``section_type`` of the object.
 
     Raises:
-        ConfigError: The kind does not exist, or the name is malformed or taken.
+        ConfigError: The kind does not exist, or the name is invalid or in use.
     """
     one_of("kind", kind, KINDS)
     if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
@@ -128,7 +128,7 @@ def entry(kind: str, name: str, key: str = "") -> Entry:
         key: The key of the configuration, for errors.
 
     Raises:
-        ConfigError: The name is unknown; suggests the nearest.
+        ConfigError: The name is unknown; the error suggests the nearest.
     """
     _load_builtin()
     if (kind, name) not in _entries:
@@ -200,7 +200,7 @@ def check_arguments(thing: Any, problem: str, /, *arguments: Any, **kwargs: Any)
         ConfigError: It does not take them, or cannot be called.
     """
     try:
-        with suppress(ValueError):  # of classes and functions in C
+        with suppress(ValueError):  # classes and functions in C have no signature
             inspect.signature(thing).bind(*arguments, **kwargs)
     except TypeError as error:
         raise ConfigError(f"{problem}: {error}") from error

@@ -1,7 +1,7 @@
-"""Where runs are: one that is given by its name, and the directory of a new one.
+"""Paths of runs: finds a run by its name, and chooses the directory of a new one.
 
 Nothing here imports torch, so that commands reject a wrong name at once; configurations are
-imported where one is read, so that shells complete names quickly.
+imported when one is read, so that shells complete names quickly.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from fastrl.config import Config
 
 RUNS = Path("runs")
-"""Where runs are by default."""
+"""Default directory of runs."""
 VERSIONS, SIGNATURE = "versions.json", "signature"
 """Names of files in a run's directory."""
 
-# What remains of a run that was killed while its directory was made.
+# Files of a run that was killed while its directory was made.
 _BEFORE_CONFIG = {
     ".lock",
     "checkpoints",
@@ -39,7 +39,7 @@ _BEFORE_CONFIG = {
     ".config.yaml.partial",
 }
 _LONGEST_LIST = 200
-"""Characters that are shown of the plug-ins that a run had."""
+"""Most characters in the list of a run's plug-ins."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -68,7 +68,7 @@ def find_run(name: str | Path) -> Path:
 
 
 def run_and_checkpoint(run: str | Path) -> tuple[Path, str | None]:
-    """Return the directory of a run, and the name of a checkpoint where its directory is given.
+    """Return the directory of a run, and the name of a checkpoint if its directory is given.
 
     Args:
         run: As for `find_run`, or the directory of a checkpoint.
@@ -84,10 +84,10 @@ def run_and_checkpoint(run: str | Path) -> tuple[Path, str | None]:
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of the run in ``path``, with changes laid over it.
+    """Return the configuration of the run in ``path``, with overrides.
 
     Raises:
-        ConfigError: It is not valid; names plug-ins that the run had and that are not installed.
+        ConfigError: It is not valid; the error names the run's plug-ins that are not installed.
     """
     from fastrl.config import load_config
 
@@ -115,7 +115,7 @@ def _check_named_places(config: Config) -> None:
     """Reject a run or a dataset that a configuration learns from and that does not exist.
 
     Raises:
-        ConfigError: Names the key.
+        ConfigError: It does not exist; the error names the key.
     """
     from fastrl.config import DAggerConfig
 
@@ -137,7 +137,7 @@ def new_run_path(config: Config, name: str | None) -> Path:
 
     Args:
         config: Names the environment, the algorithm and the seed.
-        name: Of the directory under ``runs/``; by default made from the configuration and the time.
+        name: Name of the directory under ``runs/``; by default made from configuration and time.
 
     Raises:
         ConfigError: The name is not a plain file name, or there is a ``run_dir`` as well.
@@ -163,7 +163,7 @@ def named_run(name: str, option: str) -> Path:
 
     Args:
         name: The name.
-        option: Where it is from, for errors.
+        option: Option with the name, for errors.
 
     Raises:
         ConfigError: It is not a plain file name.
@@ -199,18 +199,18 @@ def locked_for_new_run(path: Path) -> int:
     """Lock a directory for a new run; see `locked`.
 
     Raises:
-        ConfigError: It cannot be locked, is in use, or holds a run or other files, among which
+        ConfigError: It cannot be locked, is in use, or contains a run or other files, among which
             nothing is written.
     """
     with writing(path, ConfigError):
         found = {each.name for each in path.iterdir()}
     if "config.yaml" not in found and not found <= _BEFORE_CONFIG:
-        raise ConfigError(f"'{path}' holds other files; choose another run_dir")
+        raise ConfigError(f"'{path}' contains other files; choose another run_dir")
     lock = locked(path)
     if (path / "config.yaml").exists():
         os.close(lock)
         raise ConfigError(
-            f"'{path}' holds a run already; go on with fastrl resume {path}, "
+            f"'{path}' contains a run already; continue it with fastrl resume {path}, "
             "or choose another run_dir"
         )
     return lock

@@ -92,7 +92,7 @@ def _remedy(space: object) -> str:
 
 
 def observation_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
-    """Return how each leaf of an observation space is stored.
+    """Return the stored shape and dtype of each leaf of an observation space.
 
     Raises:
         SpaceError: A leaf, or its dtype, cannot be stored as a tensor.
@@ -101,11 +101,11 @@ def observation_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
 
 
 def action_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
-    """Return how each leaf of an action space is stored, as the policy samples it.
+    """Return the stored shape and dtype of each leaf of an action space, as sampled by policies.
 
     Discrete actions are int64 indices from 0 (``start`` is added when the environment is
-    stepped), ``MultiBinary`` is int8, and ``Box`` is float32 before clipping or squashing, the
-    value of which the policy reports the log-probability.
+    stepped), ``MultiBinary`` is int8, and ``Box`` is float32 before clipping or squashing: the
+    value of the policy's log-probability.
 
     Raises:
         SpaceError: A leaf is not supported as an action.
@@ -129,7 +129,7 @@ def num_choices(space: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def at_path(path: str) -> str:
-    """Return where a leaf is, in words that follow what is said of it; empty for a single leaf."""
+    """Return ``at 'path'`` for messages about a leaf; empty for a single leaf."""
     return f" at '{path}'" if path else ""
 
 
@@ -146,8 +146,8 @@ def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:
 
 
 def flattener(space: spaces.Space[Any]) -> Callable[[Any], Sequence[Any]]:
-    """Return a function that does what `flatten` does; a ``Dict`` of leaves takes a tenth."""
-    # With one key an item getter returns no tuple. Paths of nested leaves are no keys.
+    """Return a faster `flatten` for one space; a ``Dict`` of leaves takes a tenth of the time."""
+    # With one key an item getter returns no tuple. Paths of nested leaves are not keys.
     if (
         isinstance(space, spaces.Dict)
         and len(space) > 1

@@ -1,4 +1,4 @@
-"""Plain data of all rooms: the interface of an environment, and how slots map to workers."""
+"""Plain data for all packages: the spaces of an environment, and the slots of workers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fastrl.errors import ConfigError, FastrlError, SpaceError
 from fastrl.spaces import TensorSpec, action_specs, num_choices, observation_specs
 
 ACTION_MASK = "action_mask"
-"""Key of a ``Dict`` observation, and of an info, that says which actions are valid."""
+"""Key of the mask of valid actions in a ``Dict`` observation or an info."""
 MaskSource = Literal["observation", "info", "method"]
-"""The key `ACTION_MASK` of observations or of infos, or the method ``action_masks()``."""
+"""Source of masks: `ACTION_MASK` in observations or infos, or the method ``action_masks()``."""
 Array = TypeVar("Array", Tensor, NDArray[np.bool_])
 
 LOG_PROB_AND_VALUE: Mapping[str, TensorSpec] = {
@@ -43,15 +43,15 @@ class EnvSpec:
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
         max_episode_steps: Time limit in steps, or None.
-        episode_info: Names of numbers that its info reports at the end of an episode, such as
+        episode_info: Names of numbers in the info at the end of an episode, such as
             ``is_success``; ``a/b`` is entry b of the dictionary a.
-        running_statistics: Names of its wrappers that normalise by running statistics, such as
+        running_statistics: Names of wrappers that normalise by running statistics, such as
             ``NormalizeObservation``.
-        extras: Further numbers that it writes in every step, by name. A `Rollout` holds each as a
-            field ``[T, B, *shape]``. Only a `BatchedEnv` (see `StepViews`) and a `TensorEnv`,
-            whose ``info`` returns them, can declare them.
-        mask_source: Where masks of valid actions come from; see `action_mask`. None ignores a key
-            of this name.
+        extras: Further numbers that the environment writes in every step, by name. A `Rollout` has
+            each as a field ``[T, B, *shape]``. Only a `BatchedEnv` (see `StepViews`) and a
+            `TensorEnv`, whose ``info`` returns them, can declare them.
+        mask_source: Source of masks of valid actions; see `action_mask`. None ignores a key
+            of that name.
     """
 
     id: str
@@ -73,7 +73,7 @@ class EnvSpec:
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
-        """Options of each ``Discrete``, and of each element of ``MultiDiscrete``, of the actions.
+        """Number of options of each ``Discrete``, and of each element of ``MultiDiscrete``.
 
         A mask has one column for each of them, in this order.
         """
@@ -83,10 +83,10 @@ class EnvSpec:
     def action_mask(self) -> str | None:
         """Path of the observation leaf with the mask of valid actions; None without masks.
 
-        This is the key `ACTION_MASK` of a ``Dict`` observation, where actions have discrete leaves.
+        This is the key `ACTION_MASK` of a ``Dict`` observation, if actions have discrete leaves.
 
         Raises:
-            SpaceError: It does not have one number for each option of `choices`, or the
+            SpaceError: The mask does not have one number for each option of `choices`, or the
                 observation has nothing else.
         """
         space = self.observation_space
@@ -153,7 +153,7 @@ class EnvSpec:
 def split_mask(
     observation: Mapping[str, Tensor], path: str | None
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
-    """Return observations without the mask at ``path``, and that as bool; see `EnvSpec`."""
+    """Return observations without the mask at ``path``, and the mask as bool; see `EnvSpec`."""
     if path is None:
         return observation, None
     mask = observation[path]
@@ -224,7 +224,7 @@ def checked_step(
         outputs: Its declared outputs, see `outputs_of`.
         step: The result of ``act``.
         num_rows: The leading axis, n.
-        state_size: Of a policy with a memory.
+        state_size: Size of the state of a policy with a memory.
 
     Raises:
         FastrlError: It is not a `PolicyStep`, its action is not a mapping, or an output or the
@@ -260,7 +260,7 @@ def check_state(policy: object, state: object, num_rows: int, state_size: int) -
     """Check the next state that a policy with a memory has returned.
 
     Raises:
-        FastrlError: It is not ``[num_rows, state_size]``.
+        FastrlError: The state is not ``[num_rows, state_size]``.
     """
     shape = tuple(state.shape) if isinstance(state, Tensor) else None
     if shape != (num_rows, state_size):
@@ -285,10 +285,10 @@ class Topology:
         num_env_workers: N.
         num_model_workers: M.
         groups: G, parts of a worker's envs that are stepped in turn.
-        by_slot: Seeds and noise follow the slot alone, so that they are the same for every N.
+        by_slot: If True, seeds and noise depend only on the slot, so they are the same for every N.
             Otherwise seeds follow the order of env workers, and each policy runner draws its noise.
-        first_env: Index in the run of the first environment, where several samplers share a run.
-        run_envs: Environments of the whole run, whose noise is then divided by slot as in one
+        first_env: Index of the first environment in the run, if several samplers share a run.
+        run_envs: Number of environments of the whole run, whose noise is divided by slot as in one
             sampler; None for streams of this sampler, which depend on ``first_env``.
     """
 
@@ -327,17 +327,17 @@ class Topology:
 
     @property
     def num_envs(self) -> int:
-        """B, the number of slots: N · n."""
+        """Number of slots, B = N · n."""
         return self.num_env_workers * self.envs_per_worker
 
     @property
     def envs_per_group(self) -> int:
-        """Environments that one env worker steps between two requests."""
+        """Number of environments that one env worker steps between two requests."""
         return self.envs_per_worker // self.groups
 
     @property
     def num_policies(self) -> int:
-        """Processes that run the policy: M, or N if M is 0."""
+        """Number of processes that run the policy: M, or N if M is 0."""
         return self.num_model_workers or self.num_env_workers
 
     def policy_of(self, env_worker: int) -> int:
@@ -376,9 +376,9 @@ class Topology:
         return self.by_slot and self.run_envs is not None
 
     def noise_shares(self) -> list[slice]:
-        """Return the slots whose noise each random stream draws; together they are all slots.
+        """Return the slots of each random stream of noise; together they are all slots.
 
-        Where the noise of a run is divided, they are all slots of the run, counted from the first
+        If the noise of a run is divided, they are all slots of the run, counted from the first
         one of this sampler.
         """
         if not self.by_slot:
@@ -386,13 +386,13 @@ class Topology:
         total, first = self.num_envs, 0
         if self.run_envs is not None:
             total, first = self.run_envs, self.first_env
-        # In halves, so that two workers draw nothing for each other.
+        # In halves, so that each of two workers draws only its own noise.
         shares = 1 if total % 2 else 2
         size = total // shares
         return [slice(share * size - first, (share + 1) * size - first) for share in range(shares)]
 
     def env_index(self, env_worker: int, group: int) -> range:
-        """Return the run-wide indices of a group's envs, on which their seeds depend."""
+        """Return the indices of a group's envs in the run, which determine their seeds."""
         if self.by_slot:
             start = self.slots(env_worker, group).start
         else:

@@ -1,4 +1,4 @@
-"""The machine, or the container on it: its cores, memory, devices and versions of packages."""
+"""The machine or container: cores, memory, devices and versions of packages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ except ImportError:  # Windows
 _WITHOUT = {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy"}
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "crafter", "numba", "ale-py")
 
-# Limit, usage, and the file caches in it, which the kernel frees on demand: in versions 2 and 1
+# Limit, usage, and file caches, which the kernel frees on demand, in versions 2 and 1
 # of cgroups.
 _MEMORY_FILES = (
     ("memory.max", "memory.current", ("inactive_file", "active_file")),
@@ -53,23 +53,23 @@ _TORCH_SIZE = re.compile(r"tried to allocate (\d+) bytes")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
 _LARGEST_MMAP_THRESHOLD = 2**25
-"""The most that glibc accepts."""
+"""Largest value that glibc accepts."""
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return the cores that the affinity mask and the cgroup's CPU quota leave, at least 1.
+    """Return the number of cores within the affinity mask and the cgroup's CPU quota, at least 1.
 
     The processes that ``torchrun`` has started on this machine share them.
 
     Args:
-        root: Where ``proc`` and ``sys`` are mounted.
+        root: Directory in which ``proc`` and ``sys`` are mounted.
     """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
     quotas = [quota for each in _cgroups("cpu", root) if (quota := _quota(each)) is not None]
-    # Rounded up: a quota of 1.5 cores keeps two workers busier than one.
+    # Rounded up, as two workers use a quota of 1.5 cores better than one.
     sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
     available = min([cores, *(math.ceil(quota) for quota in quotas)])
     return max(1, available // (int(sharing) if sharing.isdecimal() and int(sharing) else 1))
@@ -82,7 +82,7 @@ def free_bytes(root: Path = Path("/")) -> int:
     elsewhere the kernel kills a process.
 
     Args:
-        root: Where ``proc`` and ``sys`` are mounted.
+        root: Directory in which ``proc`` and ``sys`` are mounted.
     """
     import psutil
 
@@ -91,7 +91,7 @@ def free_bytes(root: Path = Path("/")) -> int:
 
 
 def lack_of_memory(error: BaseException) -> str:
-    """Return one line with the sizes if memory is lacking; an empty text for all other errors."""
+    """Return one line with the sizes for an error for lack of memory; empty for other errors."""
     text = cause(error)
     is_lack = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if isinstance(error, RuntimeError | ImportError):
@@ -109,11 +109,11 @@ def lack_of_memory(error: BaseException) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Stop glibc from returning memory to the kernel that the next step allocates again.
+    """Stop glibc from returning freed memory to the kernel.
 
-    A network's activations are freed and allocated at every step. Taken from the kernel each
-    time, they cost a page fault per 4 KiB: a third of a conv net's forward pass at batch 64, and
-    a fifth of forward and backward at 512. With another C library this does nothing.
+    A network's activations are freed and allocated at every step. If the kernel provides them each
+    time, they cost a page fault per 4 KiB: a third of a conv net's forward pass at batch 64, and a
+    fifth of forward and backward at 512. With another C library this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -125,7 +125,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Let torch compute with this many threads, and restore the number afterwards."""
+    """Set the number of torch's threads in the block, and restore it afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -179,10 +179,10 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Return the versions of the installed packages that measurements depend on.
+    """Return the versions of the installed packages that affect measurements.
 
     Args:
-        *others: Further packages, such as those of peers that were measured.
+        *others: Further packages, such as other libraries that were measured.
     """
     own = installed_version()
     found = {} if own is None else {"fastrl": own}
@@ -212,11 +212,11 @@ def _command() -> str:
 
 
 def _cgroups(controller: str, root: Path) -> list[Path]:
-    """Return the directories of this process's cgroup and of its ancestors, which limit it too.
+    """Return the directories of this process's cgroup and of its ancestors, which limit it, too.
 
     Args:
         controller: ``cpu`` or ``memory``; each has its own tree in version 1 of cgroups.
-        root: Where ``proc`` and ``sys`` are mounted.
+        root: Directory in which ``proc`` and ``sys`` are mounted.
     """
     found: list[Path] = []
     for line in _read(root / "proc/self/cgroup").splitlines():
@@ -230,7 +230,7 @@ def _cgroups(controller: str, root: Path) -> list[Path]:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a kernel file, empty where it cannot be read."""
+    """Return the text of a kernel file, empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -238,7 +238,7 @@ def _read(path: Path) -> str:
 
 
 def _quota(directory: Path) -> float | None:
-    """Return a cgroup's quota in cores, None where it has none."""
+    """Return a cgroup's quota in cores, None if it has none."""
     quota, _, period = _read(directory / "cpu.max").strip().partition(" ")
     if not period:
         quota = _read(directory / "cpu.cfs_quota_us").strip()
@@ -249,7 +249,7 @@ def _quota(directory: Path) -> float | None:
 
 
 def _left_in(directory: Path) -> float:
-    """Return what a cgroup leaves of its memory limit, infinity where it has none."""
+    """Return the unused part of a cgroup's memory limit; infinity if it has none."""
     for limit, usage, caches in _MEMORY_FILES:
         most, used = (_read(directory / name).strip() for name in (limit, usage))
         if most.isdecimal() and used.isdecimal():
@@ -260,7 +260,7 @@ def _left_in(directory: Path) -> float:
 
 
 def _left_to_process() -> float:
-    """Return what a limit on the address space (``ulimit -v``) leaves, infinity without one."""
+    """Return the unused part of the limit on the address space (``ulimit -v``), or infinity."""
     if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 0:
         return math.inf
     import psutil
@@ -297,11 +297,11 @@ def has_screen() -> bool:
 
 
 def draw_without_screen() -> None:
-    """Let MuJoCo and pygame, which try a window first, draw without a screen.
+    """Make MuJoCo and pygame, which try a window first, draw without a screen.
 
-    What the user has chosen for them (``MUJOCO_GL``, ``SDL_VIDEODRIVER``) stays.
+    Existing values of ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` stay.
     """
-    # Otherwise SIGTERM becomes an event of pygame's, which nothing reads.
+    # Otherwise pygame turns SIGTERM into an event, which nothing reads.
     os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
     if not has_screen():
         for name, value in _WITHOUT.items():

@@ -1,7 +1,7 @@
-"""The command line: commands, and one place that turns errors into a line and an exit code.
+"""The command line: registers the commands, and turns errors into one line and an exit code.
 
-torch and gymnasium take seconds to import, so each command imports what it needs when it runs, and
-shows meanwhile that it is loading.
+torch and gymnasium take seconds to import, so each command imports them when it runs, and shows
+meanwhile that it is loading. The commands are in `learn`, `show`, `speed` and `watching`.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ for _each in app.registered_commands:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    The code is 0 for success, 1 after the failure of a worker, 2 for bad input, which gets one line
-    on standard error, and 130 after Ctrl-C.
+    The code is 0 for success, 1 after the failure of a worker, 2 for bad input, which is reported
+    in one line on standard error, and 130 after Ctrl-C.
 
     Args:
         arguments: The arguments after ``fastrl``; None for those of the process.
@@ -85,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Waiting threads of torch must sleep: if they spin on a busy machine, an update of a conv net
     # takes minutes. OpenMP reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Among ranks a lost connection gets one line; read once, like the one above.
+    # With ranks, a lost connection is reported in one line; read once, like the variable above.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Modules in the working directory can be imported, and hide no installed package.
+    # Modules in the working directory can be imported, but do not hide installed packages.
     if "" not in sys.path:
         sys.path.append("")
     open_closed_streams()
@@ -122,12 +122,12 @@ def _complain_of_system(error: Exception) -> int:
 
     Other errors are raised again.
     """
-    # Python's message, in whichever library starts the thread.
+    # Python's message, for any library that starts a thread.
     no_thread = NO_THREAD if str(error) == "can't start new thread" else ""
     lack = no_thread or lack_of_memory(error)
     if not lack and not isinstance(error, OSError):
         raise error
-    # The terminal itself may be gone.
+    # The terminal itself may be closed.
     with suppress(OSError):
         complain(one_line(lack or error, None), "system")
     return EXIT_BAD_INPUT if lack else EXIT_FAILED
@@ -146,6 +146,6 @@ def _options(
 
 
 def _command(arguments: list[str]) -> str:
-    """Return the command whose arguments are wrong; not all errors of typer hold it."""
+    """Return the command whose arguments are wrong; not all errors of typer contain it."""
     names = (each.name or each.callback.__name__ for each in app.registered_commands)  # type: ignore[union-attr]
     return f"fastrl {arguments[0]}" if arguments and arguments[0] in names else "fastrl"

@@ -1,4 +1,4 @@
-"""Checks of this machine: what is slow or fails, and remedies."""
+"""The checks of `fastrl doctor`: what is slow or fails on this machine, with remedies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _GIB = 2**30
 _LITTLE_MEMORY, _LITTLE_DISK = 1 * _GIB, 2**28
 _FEW_DESCRIPTORS = 512
 _BUSY = 0.25
-"""Share of the cores that others may use without a warning."""
+"""Share of the cores that other programs may use without a warning."""
 _WAITS = {"workers": "checking workers; the first time this compiles …"}
 
 
@@ -69,10 +69,10 @@ class Diagnosis:
 def diagnoses(
     waiting: Callable[[str], AbstractContextManager[object]],
 ) -> Iterator[Diagnosis]:
-    """Yield the diagnoses of all checks; a check that raises is one that fails.
+    """Yield the diagnoses of all checks; a check that raises counts as failed.
 
     Args:
-        waiting: Returns a context in which a text shows what is waited for.
+        waiting: Returns a context that shows the text of a waiting activity.
     """
     for check in _CHECKS:
         about = check.__name__.removeprefix("_").replace("_", " ")
@@ -80,7 +80,7 @@ def diagnoses(
         with waiting(_WAITS.get(about, f"checking {about} …")):
             try:
                 found += check(about)
-            except Exception as error:  # the machine's failures have any type, and are wanted
+            except Exception as error:  # failures of the machine may have any type
                 found.append(Diagnosis("fails", about, cause(error)))
         yield from found
 
@@ -91,7 +91,7 @@ def _versions(about: str) -> Iterator[Diagnosis]:
 
 
 def busy_share() -> float:
-    """Return the share of the cores that other programs use; 0 where it disturbs little."""
+    """Return the share of the cores that other programs use; 0 if it is negligible."""
     import psutil
 
     busy = psutil.cpu_percent(interval=0.2) / 100

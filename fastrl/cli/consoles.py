@@ -13,15 +13,15 @@ _NARROW = 60
 
 
 class QuietConsole(Console):
-    """A console that becomes quiet once its reader has closed; rich's would end the process."""
+    """A console that becomes quiet when its reader closes; rich's would end the process."""
 
     def on_broken_pipe(self) -> None:
-        """Continue without output, as training matters more."""
+        """Continue without output, as training is more important."""
         self.quiet = True
 
 
 def table_console() -> Console:
-    """Return a console of the terminal's width; of 200 columns in a pipe."""
+    """Return a console of the terminal's width, or of 200 columns in a pipe."""
     console = QuietConsole(markup=False, highlight=False)
     return (
         console if console.is_terminal else QuietConsole(markup=False, highlight=False, width=200)
@@ -29,11 +29,11 @@ def table_console() -> Console:
 
 
 def show_tables(shown: Group | Table, console: Console | None = None) -> None:
-    """Print a table, or a group of them; as lines where the terminal is too narrow for columns.
+    """Print a table, or a group of them; as lines if the terminal is too narrow for columns.
 
     Args:
-        shown: What to print.
-        console: By default `table_console`.
+        shown: Table or group to print.
+        console: Console; by default `table_console`.
     """
     console = console or table_console()
     for part in shown.renderables if isinstance(shown, Group) else (shown,):
@@ -45,7 +45,7 @@ def show_tables(shown: Group | Table, console: Console | None = None) -> None:
 
 
 def _list(table: Table, console: Console) -> None:
-    """Print each row as lines, one for each cell with its column's header."""
+    """Print each row as lines, one per cell, with the header of its column."""
 
     def say(text: object, indent: int) -> None:
         console.print(Padding(Text(str(text), overflow="fold"), (0, 0, 0, indent)))

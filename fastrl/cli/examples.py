@@ -1,7 +1,7 @@
-"""Examples of each command, which its `--help` shows.
+"""Examples of each command, shown by its `--help`.
 
-They can be tried one after the other in a checkout: runs and datasets that they name are made by
-those of `train`, `record` and `push`.
+They can be run in order in a checkout: `train`, `record` and `push` create the runs and datasets
+that the others use.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "watch": ("fastrl watch", "fastrl watch first second", "fastrl watch runs --terminal"),
 }
-"""By the command's name."""
+"""Examples by the name of the command."""
 
 _VERBATIM = "\b"
-"""Lines of a paragraph that begins with it are not joined."""
+"""Marks a paragraph whose lines are not joined."""
 
 
 def epilog(command: str) -> str | None:

@@ -26,20 +26,20 @@ _VARIABLE = "_FASTRL_COMPLETE"
 
 
 def path_of(argument: str) -> Callable[[str], Path]:
-    """Return the parser of an option or argument that is a path, of which errors name it."""
+    """Return the parser of an option or argument that is a path; errors name the argument."""
 
     def parsed(text: str) -> Path:
         try:
             return file_path(argument, text)
         except ArgumentError as error:
-            # typer would put its own words around a ValueError.
+            # typer would add its own words to a ValueError.
             raise ConfigError(str(error)) from None
 
     return parsed
 
 
 def option(flags: str, metavar: str, text: str, **limits: Any) -> Any:
-    """Return an option of these ``flags`` that takes a value, which its help calls ``metavar``.
+    """Return an option with these ``flags`` and a value, named ``metavar`` in the help.
 
     ``text`` is the help; ``limits`` are further arguments of `typer.Option`. The values of FILE and
     DIR are paths.
@@ -61,7 +61,7 @@ ConfigArguments = Annotated[
 
 
 def is_alone() -> bool:
-    """Return whether this process trains without other ranks, of which the first reads runs."""
+    """Return whether this process is the only rank; with several, only the first reads runs."""
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
@@ -69,25 +69,26 @@ def check_run(run: str) -> None:
     """Reject a run that does not exist, before torch is imported.
 
     Args:
-        run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
+        run: Directory of the run, its name under ``runs/``, or the directory of one of its
+            checkpoints.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such run.
     """
     if is_alone():
         run_and_checkpoint(run)
 
 
 def command_line() -> str:
-    """Return the command line of this process, which repeats it."""
+    """Return the command line of this process, to repeat it."""
     return shlex.join(["fastrl", *sys.argv[1:]])
 
 
 def check_output(option: str, file: Path | None, *, directory: bool = False) -> None:
-    """Reject an output that cannot be written, before time is spent on its content.
+    """Reject an output that cannot be written, before its content is computed.
 
     Args:
-        option: The option that names it, such as ``--json``.
+        option: Option with the output, such as ``--json``.
         file: The output; None for no output.
         directory: Whether the output is a directory, which may not exist yet.
 
@@ -118,8 +119,8 @@ def split_arguments(
     modules beside the file can be imported.
 
     Args:
-        arguments: Of the command.
-        env: The id of the option ``--env``.
+        arguments: Arguments of the command.
+        env: Value of the option ``--env``.
 
     Raises:
         ConfigError: There are two files or two ids.
@@ -129,7 +130,7 @@ def split_arguments(
     overrides: list[str] = []
     changed: list[str] = []
     for argument in arguments or ():
-        # A directory may be called 'lr=0.001'; isfile, unlike Path, answers for any text.
+        # A directory may be called 'lr=0.001'; isfile, unlike Path, accepts any text.
         if os.path.isfile(argument) or _is_named_like_a_file(argument):
             files.append(argument)
         elif "=" in argument:
@@ -164,12 +165,12 @@ def completion(
 
 
 def prepare_completion() -> None:
-    """Register how each shell is answered, if a shell is asking."""
+    """Register the answers for each shell, if a shell requests completion."""
     if _VARIABLE in os.environ:
         completion_init()
 
 
 def names_of_runs(incomplete: str) -> list[str]:
-    """Return the names under ``runs/`` that begin like this one."""
+    """Return the names under ``runs/`` that begin with a text."""
     found = (file.parent.name for file in RUNS.glob("*/config.yaml"))
     return sorted(name for name in found if name.startswith(incomplete))

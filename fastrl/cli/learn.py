@@ -1,4 +1,4 @@
-"""The commands that train, and those that use trained policies."""
+"""The commands that train, and those that use trained policies or runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXIT_NOT_REACHED = 1
 EXIT_TRIALS_FAILED = 1
 _EPISODES = 1_000_000
 _EXIT_SIGNAL = 128
-"""Added to the number of the signal that ended a process, as shells do."""
+"""Added to the number of a signal for the exit code, as in shells."""
 
 Run = Annotated[
     str,
@@ -57,7 +57,7 @@ Sampled = Annotated[
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Import the code that a run from elsewhere names; read it first."),
+    typer.Option("--trust", help="Import the code that another user's run names; read it first."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no remarks.")]
 AsJson = Annotated[
@@ -188,9 +188,9 @@ def sweep(
 ) -> int:
     """Train with several seeds and values side by side, and compare what they learn.
 
-    'fastrl tune' finds the settings that are fastest; it learns nothing.
+    'fastrl tune' finds the fastest settings; it does not train.
 
-    Ctrl-C saves and ends all trials, and the same command continues.
+    Ctrl-C saves and ends all trials; the same command continues them.
     """
     path, overrides = split_arguments(arguments, env)
     check_output("--json", json_file)
@@ -229,7 +229,7 @@ def evaluate(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play episodes with a trained policy, print the returns."""
+    """Play episodes with a trained policy and print the returns."""
     check_run(run)
     with loading():
         from fastrl.training import evaluate_run
@@ -367,7 +367,7 @@ def export(
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Write a trained policy as a file for other programs, and compare both on observations."""
+    """Write a trained policy as a file for other programs, and verify the file."""
     check_run(run)
     check_output("--output", output)
     with loading():
@@ -400,7 +400,7 @@ def plot(
         str | None, option("--title", "TEXT", "By default the keys that all runs share.")
     ] = None,
 ) -> None:
-    """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
+    """Draw learning curves; runs that differ only in their seed become one, with a spread."""
     for run in runs:
         check_run(run)
     check_ending(output)
@@ -414,7 +414,7 @@ def plot(
 
 
 def _report(trained: TrainedRun, leads: bool, as_json: bool) -> int:
-    """Print how training ended, on rank 0; return the exit code."""
+    """Print the outcome of training, on rank 0; return the exit code."""
     config, outcome = trained.config, trained.outcome
     if not leads:
         return 0 if outcome.interrupted is None else _EXIT_SIGNAL + outcome.interrupted.value
@@ -496,7 +496,7 @@ def push(
 ) -> None:
     """Share a policy: weights, configuration, versions, metrics, and a page with curve and video.
 
-    What training resumes from stays here. 'hf auth login' logs in to the hub.
+    The state for resuming stays here. 'hf auth login' logs in to the hub.
     """
     check_run(run)
     with loading():
@@ -523,7 +523,7 @@ def pull(
         str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
     ] = None,
 ) -> None:
-    """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
+    """Copy a shared run; 'fastrl eval' then plays the same episodes as its author's command."""
     with loading():
         from fastrl.runs import read_config
         from fastrl.training import pull_run

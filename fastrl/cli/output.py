@@ -1,6 +1,6 @@
 """Output of the command line: results go to standard output, all else to standard error.
 
-rich takes longer to import than all else that ``fastrl --help`` needs, so only functions that draw
+Importing rich takes longer than everything else for ``fastrl --help``, so only functions that draw
 import it.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def progress_console() -> Console:
-    """Return a console on standard error, which becomes quiet once its reader has closed."""
+    """Return a console on standard error, which becomes quiet when its reader closes."""
     from fastrl.cli.consoles import QuietConsole
 
     return QuietConsole(stderr=True)
@@ -34,7 +34,7 @@ def progress_console() -> Console:
 def show_wait(
     text: str, *, handles_sigterm: bool = False
 ) -> AbstractContextManager[Callable[[str], None]]:
-    """Show what is waited for; see `fastrl.live_display.waiting`."""
+    """Show a waiting activity; see `fastrl.live_display.waiting`."""
     from fastrl.live_display import waiting
 
     return waiting(progress_console(), text, handles_sigterm=handles_sigterm)
@@ -42,11 +42,12 @@ def show_wait(
 
 @contextmanager
 def loading(*, quiet: bool = False, imports_torch: bool = True) -> Iterator[None]:
-    """Show that packages are imported: on a terminal until that is done, elsewhere as a line.
+    """Show that packages are imported: on a terminal until they are, elsewhere as a line.
 
     Args:
         quiet: Show nothing.
-        imports_torch: Whether it takes seconds, so that a line is needed where none is erased.
+        imports_torch: Whether the import takes seconds, so that a line is needed even if it cannot
+            be erased.
     """
     shown: AbstractContextManager[object] = nullcontext()
     if not quiet and sys.stderr.isatty():
@@ -54,7 +55,7 @@ def loading(*, quiet: bool = False, imports_torch: bool = True) -> Iterator[None
     elif not quiet and imports_torch and "torch" not in sys.modules:
         note("loading …")
     was_enabled = gc.isenabled()
-    # Modules stay, so looking for garbage among them is a fifth of the time of their import.
+    # Modules stay, and garbage collection among them takes a fifth of the time of their import.
     gc.disable()
     try:
         with shown:
@@ -68,7 +69,7 @@ def write(text: str) -> None:
     """Write a result without wrapping and colours.
 
     Raises:
-        WriteError: It cannot be written, such as into a file on a full disk.
+        WriteError: It cannot be written, for instance to a full disk.
     """
     with writing(Path("standard output")):
         _put(text, sys.stdout)
@@ -89,7 +90,7 @@ def write_json(tree: Any, file: Path | None = None) -> None:
 
 
 def write_wrapped(text: str) -> None:
-    """Write a result; on a terminal in lines of its width, broken between words."""
+    """Write a result; on a terminal, wrap lines between words."""
     if not sys.stdout.isatty():
         write(text)
         return
@@ -104,7 +105,7 @@ def note(text: str) -> None:
 
 
 def _put(text: str, stream: TextIO) -> None:
-    """Write lines at once; not where their reader has gone, as the work matters more."""
+    """Write lines at once; ignore a closed reader, as the work is more important."""
     with suppress(BrokenPipeError):
         stream.write(f"{text}\n")
         stream.flush()
@@ -115,7 +116,7 @@ def complain(text: str, kind: str) -> None:
 
     Args:
         text: The error; lines after the first one are a worker's traceback.
-        kind: The section of ``docs/errors.md`` about it.
+        kind: Section of ``docs/errors.md`` about the error.
     """
     line, newline, rest = text.partition("\n")
     note(f"fastrl: error: {line} [{kind}]{newline}{rest}")
@@ -131,23 +132,23 @@ def replace_unknown_characters() -> None:
 def open_closed_streams() -> None:
     """Open standard streams that were closed before this process started, on the null device.
 
-    Otherwise the next file that is opened takes the descriptor, and output of native code would go
+    Otherwise the next opened file would have the descriptor, and output of native code would go
     into a checkpoint or into another process's pipe.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free descriptor is this one, as those below are open now.
+            # This is the lowest free descriptor, as those below are open.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def drop_lost_output() -> None:
-    """Discard output that can no longer be written, as after the terminal was closed.
+    """Discard output that can no longer be written, for instance after the terminal was closed.
 
-    Python would try again when it ends, and exit with 120 instead of the command's code.
+    At exit Python would try again, and exit with 120 instead of the command's code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,4 @@
-"""Commands that list, print and write: configurations, environments, plug-ins, new projects."""
+"""The commands that list, print or write: configurations, environments, plug-ins, new projects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
 PROJECT_FILES = Path(__file__).parent / "project"
-"""What `fastrl new` writes: a project that trains and passes its tests."""
+"""Files of `fastrl new`: a project that trains and passes its tests."""
 
 
 def config(
@@ -35,10 +35,10 @@ def config(
     ] = False,
     resolve: Annotated[
         bool,
-        typer.Option("--resolve", help="Import algorithm.class_path and check its keys as well."),
+        typer.Option("--resolve", help="Import algorithm.class_path and check its keys, too."),
     ] = False,
 ) -> None:
-    """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
+    """Print a resolved configuration: bases and overrides merged, defaults filled in."""
     with show_wait("loading …"):
         from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 
@@ -87,13 +87,13 @@ def convert(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Of rl-baselines3-zoo, such as ppo.yml.",
+            help="File of rl-baselines3-zoo, such as ppo.yml.",
             parser=path_of("FILE"),
         ),
     ],
     entry: Annotated[
         str | None,
-        typer.Argument(metavar="ENTRY", help="Its name in the file, such as CartPole-v1."),
+        typer.Argument(metavar="ENTRY", help="Entry of the file, such as CartPole-v1."),
     ] = None,
     algorithm: Annotated[
         str | None,
@@ -110,7 +110,7 @@ def convert(
 ) -> None:
     """Convert hyperparameters of rl-baselines3-zoo to a configuration.
 
-    Names each key that has no counterpart.
+    Keys without a counterpart are listed.
     """
     check_output("--output", output)
     with loading(imports_torch=False):
@@ -131,13 +131,13 @@ def convert(
 def envs(
     pattern: Annotated[str, typer.Argument(metavar="FILTER", help="Part of the id.")] = "",
     everything: Annotated[
-        bool, typer.Option("--all", help="Also list those that need a package, and which.")
+        bool, typer.Option("--all", help="List those that need a package, too, with its name.")
     ] = False,
 ) -> None:
     """List the environments that can be built here.
 
-    With a FILTER that 20 ids at most contain, each is built to see where its masks of valid actions
-    come from.
+    If at most 20 ids contain the FILTER, each is built to find the source of its masks of valid
+    actions.
     """
     with loading():
         from rich.table import Table
@@ -171,7 +171,7 @@ def doctor(
         bool, typer.Option("--json", help="Print a list of objects instead of lines.")
     ] = False,
 ) -> int:
-    """Check this machine: what will be slow or fail here, and what helps.
+    """Check this machine: report what will be slow or fail, with remedies.
 
     Samples a few steps in a worker process. The exit code is 1 if something fails, else 0.
     """
@@ -203,13 +203,13 @@ def new(
 
 
 def _write_project(directory: Path) -> list[Path]:
-    """Write the files of a project into a directory, which may not hold any yet.
+    """Write the files of a project into a directory, which must be empty.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        ConfigError: There are files already, or the directory cannot be written.
+        ConfigError: The directory is not empty or cannot be written.
     """
     written = []
     with writing(directory, ConfigError):
@@ -217,7 +217,7 @@ def _write_project(directory: Path) -> list[Path]:
         if any(directory.iterdir()):
             raise ConfigError(f"'{directory}' is not empty; name a new directory")
         for source in sorted(PROJECT_FILES.iterdir()):
-            # The suffix keeps tools from taking these files for modules of fastrl.
+            # The suffix prevents tools from treating these files as modules of fastrl.
             target = directory / source.name.removesuffix(".txt")
             target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
             written.append(target)
@@ -225,7 +225,7 @@ def _write_project(directory: Path) -> list[Path]:
 
 
 def plugins() -> None:
-    """List what configurations can choose by name, and its source."""
+    """List the names that configurations can use, with their sources."""
     with loading(imports_torch=False):
         from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""The commands that measure: how fast sampling is, and which settings make it fastest."""
+"""The commands that measure speed: throughput, and the fastest settings for a machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def throughput(
         option(
             "--mode",
             "MODE",
-            "async, which is the default, or sync: all workers wait for each other.",
+            "async (default), or sync: all workers wait for each other.",
         ),
     ] = None,
     seconds: Annotated[float, option("--seconds", "S", "Length of a window.", min=0.1)] = 5.0,
@@ -68,11 +68,13 @@ def throughput(
         option(
             "--warm-up",
             "S",
-            "Seconds before the first window, from the first steps on; long episodes need more.",
+            "Seconds from the first step to the first window; long episodes need more.",
             min=0,
         ),
     ] = 1.0,
-    no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,
+    no_policy: Annotated[
+        bool, typer.Option("--no-policy", help="Take random actions, without a policy.")
+    ] = False,
     limit: Annotated[
         bool, typer.Option("--limit", help="Measure the physical limit in the same run.")
     ] = False,
@@ -81,7 +83,7 @@ def throughput(
         typer.Option(
             "--train",
             help="Measure three speeds: environments with random actions, with the policy, and "
-            "training from end to end, each beside its limit.",
+            "training from end to end, each with its limit.",
         ),
     ] = False,
     plan_nodes: Annotated[
@@ -89,7 +91,7 @@ def throughput(
         option(
             "--plan-nodes",
             "INT",
-            "Plan training on up to so many machines: which cluster.mode, and its limit.",
+            "Estimate training on up to this number of machines: best cluster.mode, and its limit.",
             min=1,
             max=10_000,
         ),
@@ -99,13 +101,13 @@ def throughput(
         option(
             "--network",
             "SPEED",
-            "Of their links: 10Gb, which is the default, or 1.2GB. With a section cluster it "
+            "Speed of their links, such as 10Gb (default) or 1.2GB. With a section cluster it "
             "is measured.",
         ),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure how many environment steps per second are sampled, with the policy in the loop."""
+    """Measure the environment steps per second of sampling, with the policy in the loop."""
     options = {
         "sampler.envs_per_worker": envs_per_worker,
         "sampler.num_env_workers": num_env_workers,
@@ -131,7 +133,7 @@ def throughput(
 
     links, cluster = Network.parse("10Gb" if network is None else network), configured.cluster
     if plan_nodes is not None and cluster is not None:
-        # The plan follows from this machine alone.
+        # The plan is computed from this machine alone.
         overrides.append("cluster=null")
         resolved = configured = load_config(path, overrides)
         if network is None:
@@ -184,7 +186,7 @@ def tune(
 ) -> int:
     """Find the fastest way to sample an environment with a policy on this machine.
 
-    'fastrl sweep' compares what is learnt with several seeds and values.
+    'fastrl sweep' compares training with several seeds and values.
     """
     path, overrides = split_arguments(arguments, env)
     if objective not in ("fps", "train_fps"):
@@ -214,7 +216,7 @@ def tune(
     interrupted = False
     command = command_line()
     name = study_name(config, options)
-    # An unusable file is an error where the user named it, and a remark for the user's cache.
+    # An unusable file is an error if the user named it, and a remark if it is the user's cache.
     kept = Study(study, name, fresh=fresh) if study else cached_study(name, note, fresh=fresh)
     wait = show_wait(f"tuning {config.env.id} …")
     with wait, Tuning(config, options, kept, _Lines(), command) as tuning:
@@ -238,7 +240,7 @@ def tune(
 def _show(
     report: Report | TuneReport, json_file: Path | None, planned: ScalingPlan | None = None
 ) -> None:
-    """Print the tables of a report, and write it as JSON where that is asked for."""
+    """Print the tables of a report, and write it as JSON if requested."""
     from fastrl.cli.consoles import show_tables
 
     show_tables(report.to_rich())
@@ -251,11 +253,11 @@ def _show(
 
 
 def _overlays(path: Path | None, write: bool, overlay: Path | None) -> list[Path]:
-    """Return the files for the result, all of which can be written."""
+    """Return the files for the result, after a check that they can be written."""
     files = {"--overlay": overlay}
     if write:
         if path is None:
-            raise ConfigError("--write needs a CONFIG file to write beside; or use --overlay FILE")
+            raise ConfigError("--write needs a CONFIG file; or use --overlay FILE")
         files["--write"] = path.with_suffix(".tuned.yaml")
     for flag, file in files.items():
         check_output(flag, file)
@@ -265,13 +267,13 @@ def _overlays(path: Path | None, write: bool, overlay: Path | None) -> list[Path
 
 
 def write_overlay(path: Path, base: Path | None, config: Config, candidate: Candidate) -> None:
-    """Write a YAML file that refines a base by a candidate, and turns tuning off.
+    """Write a YAML file that adds a candidate to a base, and turns tuning off.
 
     Args:
-        path: What to write.
-        base: The file that ``config`` was read from, perhaps with overrides; None for none.
-        config: Names the environment.
-        candidate: The keys of its section ``sampler``.
+        path: File to write.
+        base: File of ``config``, which may also have overrides; None without one.
+        config: Configuration with the environment.
+        candidate: Keys of the section ``sampler``.
 
     Raises:
         WriteError: The file cannot be written.

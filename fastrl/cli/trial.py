@@ -1,4 +1,4 @@
-"""The process of one trial of ``fastrl sweep``: a command on some of the cores.
+"""The process of one trial of ``fastrl sweep``, which runs a command on some of the cores.
 
 It is started by `fastrl.sweeps.trial_process`, and ends when that process does.
 """
@@ -14,14 +14,14 @@ def main(order: str) -> int:
     """Run a command of fastrl; return its exit code.
 
     Args:
-        order: JSON of ``parent``, the process that this one ends with; ``cores`` that it may use,
+        order: JSON of ``parent``, the process with which this one ends; ``cores`` that it may use,
             empty for all; ``beside``, a directory of modules or null; and ``arguments``.
     """
     from fastrl.workers.descent import end_with
 
     wanted = json.loads(order)
     end_with(wanted["parent"])
-    # Before libraries are loaded that start a thread per core.
+    # Before libraries are loaded, which start a thread per core.
     if wanted["cores"]:
         os.sched_setaffinity(0, wanted["cores"])
     if wanted["beside"]:

@@ -41,7 +41,7 @@ Host = Annotated[
     option(
         "--host",
         "ADDRESS",
-        "Address of the page; another than the loopback one needs the token it prints.",
+        "Address of the page; other addresses than the loopback one need the printed token.",
     ),
 ]
 
@@ -52,18 +52,18 @@ def watch(
         bool, typer.Option("--terminal", help="Show it as text instead of on a page.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what there is now as JSON, and end.")
+        bool, typer.Option("--json", help="Print the current state as JSON, and exit.")
     ] = False,
     host: Host = "127.0.0.1",
     port: Annotated[
         int | None,
         option("--port", "INT", "Its port; by default 8765 or a free one.", min=0, max=65535),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the address alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the address.")] = False,
 ) -> None:
     """Show runs on a page while they train: curves, speed, workers, faults, videos.
 
-    Nothing is written. Ctrl-C ends it; training goes on.
+    No file is written. Ctrl-C ends it; training continues.
     """
     with loading(quiet=quiet, imports_torch=False):
         from fastrl.watch.run_index import RunIndex
@@ -93,7 +93,7 @@ def _serve(index: RunIndex, host: str, port: int | None, quiet: bool) -> None:
 
 
 def at_free_port(serve: Callable[[int], S], usual: int, port: int | None) -> S:
-    """Return a server at a port; at the usual one, or a free one, if none is asked for."""
+    """Return a server at a port; without one at the default port, or a free one."""
     try:
         return serve(usual if port is None else port)
     except ConfigError:
@@ -103,7 +103,7 @@ def at_free_port(serve: Callable[[int], S], usual: int, port: int | None) -> S:
 
 
 def _hints(server: PageServer) -> list[str]:
-    """Return what else a user should know about the address."""
+    """Return hints about the address."""
     port = server.server_address[1]
     if server.token:
         return ["all who know this address can use it; the connection is not encrypted"]
@@ -137,7 +137,7 @@ def play(
         ),
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page", help="Show it on a page, as without a screen.")
+        bool, typer.Option("--page", help="Show it on a page, as it is without a screen.")
     ] = False,
     fps: Annotated[
         float | None,
@@ -157,7 +157,7 @@ def play(
 ) -> None:
     """Watch a trained policy play, or play an environment with the keyboard.
 
-    In a window, or without a screen on a page of this machine. Escape or Ctrl-C ends it.
+    It is shown in a window, or without a screen on a web page. Escape or Ctrl-C ends it.
     """
     check_output("--record", record, directory=True)
     with loading():
@@ -204,7 +204,7 @@ def play(
 def _game_of(
     arguments: list[str], checkpoint: str | None, seed: int | None, trust: bool
 ) -> tuple[EnvFactory, TrainedPolicy | None]:
-    """Return what builds the environment, and the policy where a run is named."""
+    """Return the factory of the environment, and the policy if a run is given."""
     from fastrl.config import load_config
     from fastrl.envs.lookup import registered_spec
     from fastrl.runs import find_run

@@ -1,1 +1,1 @@
-"""Several machines that sample or learn one run, by Ray; nothing imports it without `cluster`."""
+"""Clusters: one run on several machines, by Ray; only imported with the section `cluster`."""

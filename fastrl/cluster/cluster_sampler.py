@@ -1,4 +1,4 @@
-"""Samples on the nodes of a Ray cluster and brings their rollouts to one learner."""
+"""The sampler of a Ray cluster, which joins the rollouts of all nodes for one learner."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from fastrl.workers.handoff import Counter
 from fastrl.workers.plan import SamplingPlan
 
 _SLICE_S = 0.2
-"""How long one wait for answers lasts; deadlines and nodes are checked between waits."""
+"""Duration of a wait for answers; deadlines and nodes are checked between waits."""
 _ASKED_S = 1.0
-"""After how long a node answers, whether its rollout is complete or not."""
+"""Seconds after which a node answers, whether its rollout is complete or not."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -49,22 +49,22 @@ def cluster_sampler(
     """Return the sampler of a configuration with a section ``cluster``.
 
     Raises:
-        ConfigError: The cluster cannot be joined, or a key does not fit.
+        ConfigError: The cluster cannot be joined, or a key is not supported.
     """
     return ClusterSampler(config, plan, weights, on_fault)
 
 
 class ClusterSampler(BaseSampler):
-    """Collects one rollout from a whole sampler on each node; see `Sampler` for the contract.
+    """Collects one rollout from the sampler of each node; see `Sampler` for the contract.
 
-    B is the sum over the nodes that delivered, so it changes when nodes join or are lost, or where
-    ``cluster.wait`` is a fraction; `Rollout.slots` says which slots of the run they are. A node
-    that is lost costs its rollout in flight, and its next one begins new episodes.
+    B is the sum over the nodes that delivered, so it changes when nodes join or are lost, or if
+    ``cluster.wait`` is a fraction; `Rollout.slots` lists the slots of the run. If a node
+    is lost, so is its current rollout, and its successor begins new episodes.
 
     Args:
-        config: With a section ``cluster``.
-        plan: Of the run; each node has a topology of its own.
-        weights: First parameters; None where actions are random.
+        config: Configuration with a section ``cluster``.
+        plan: Plan of the run; each node has its own topology.
+        weights: First parameters; None if actions are random.
         on_fault: Called with each failure of a worker or a node that is replaced.
     """
 
@@ -111,7 +111,7 @@ class ClusterSampler(BaseSampler):
             self.topology = next(iter(self._roster)).seat.topology
 
     def collect(self) -> Rollout:
-        """Return the rollouts of the nodes, one beside the other; see `Sampler`."""
+        """Return the rollouts of the nodes, joined side by side; see `Sampler`."""
         self.start()
         with closing_on_error(self):
             self._roster.look()
@@ -128,13 +128,13 @@ class ClusterSampler(BaseSampler):
             return self._assembled()
 
     def _request(self) -> None:
-        """Ask every node for a rollout."""
+        """Request a rollout from every node."""
         for member in self._roster:
             if not member.asked and member.seat.name not in self._arrived:
                 self._ask(member)
 
     def _ask(self, member: Member) -> None:
-        """Ask for a rollout, with the newest weights where the node begins one."""
+        """Request a rollout, with the newest weights if the node begins one."""
         member.ask(
             _ASKED_S + self._settings.node_timeout_s,
             "collect",
@@ -145,9 +145,9 @@ class ClusterSampler(BaseSampler):
         )
 
     def _continue(self) -> None:
-        """Ask late nodes again, and new ones only where no other node is sampling.
+        """Send new requests to late nodes, and to new ones only if no other node is sampling.
 
-        An update would otherwise wait for the first rollout of a node that has just joined.
+        Otherwise an update would wait for the first rollout of a node that has just joined.
         """
         for member in self._under_way():
             if not member.asked:
@@ -168,7 +168,7 @@ class ClusterSampler(BaseSampler):
             self._take(member, answer)
 
     def _take(self, member: Member, answer: Any) -> None:
-        """Keep what a node has answered to a request for a rollout."""
+        """Store the answer of a node to a request for a rollout."""
         raise_if(member, answer)
         assert isinstance(answer, Collected)
         seat = member.seat
@@ -181,7 +181,7 @@ class ClusterSampler(BaseSampler):
             self._roster.delivered(member)
 
     def _assembled(self) -> Rollout:
-        """Copy what has arrived into the next bank, so that object stores can free it."""
+        """Copy the received rollouts into the next bank, so that object stores can free them."""
         arrived = sorted(self._arrived.values(), key=lambda each: each[0].seat.topology.first_env)
         self._arrived.clear()
         index = self._next_rollout
@@ -189,13 +189,13 @@ class ClusterSampler(BaseSampler):
         return self._joined.join(index, [(sent, member.seat.slots) for member, sent in arrived])
 
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """See `Sampler`; nodes get them with the next request."""
+        """See `Sampler`; nodes receive them with the next request."""
         if self._weights is None:
             raise FastrlError("this sampler has no policy: its actions are random")
         check_parameters(state_dict, self._views)
         copy_parameters(state_dict, self._views)
         self._version += 1
-        # Requests under way have, or refer to, copies of the version before.
+        # Pending requests have, or refer to, copies of the previous version.
         parts = num_parts(len(self._vector))
         self._sent = (
             split(self._vector.tobytes(), parts) if parts else [self._connection.put(self._vector)]
@@ -203,7 +203,7 @@ class ClusterSampler(BaseSampler):
         return self._version
 
     def stats(self, *, details: bool = False) -> SamplerStats:
-        """See `Sampler`; as of the nodes' latest answers."""
+        """See `Sampler`; from the nodes' latest answers."""
         seats = self._roster.seats
         workers = tuple(name for seat in seats for name in seat.workers)
         none = np.zeros((0, len(Counter)), np.int64)
@@ -223,7 +223,7 @@ class ClusterSampler(BaseSampler):
             list(self._asked("pause", timeout_s, timeout_s=timeout_s))
 
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
-        """See `Sampler`; a node that joins or is back makes the latest calls as well."""
+        """See `Sampler`; a node that joins or returns repeats the latest calls."""
         self._check_open()
         if not calls:
             return
@@ -264,7 +264,7 @@ class ClusterSampler(BaseSampler):
             self._connection.close()
 
     def _opening(self, member: Member) -> tuple[Any, ...]:
-        """Return the arguments with which a node begins to hold its seat."""
+        """Return the arguments of a node that takes a seat."""
         seat, sampler = member.seat, self._config.sampler_on(member.node.cores)
         config = self._config.model_copy(update={"cluster": None, "sampler": sampler})
         state = self._unused.pop(seat.name, None)
@@ -331,7 +331,7 @@ class ClusterSampler(BaseSampler):
         """Reject an object store that is too small for the rollouts of the run.
 
         Raises:
-            ConfigError: Names the node, and the size that it needs.
+            ConfigError: It is too small; the error names the node and the size that it needs.
         """
         nodes = self._connection.nodes()
         sizes = [
@@ -339,7 +339,7 @@ class ClusterSampler(BaseSampler):
             for node in nodes
         ]
         for node, size in zip(nodes, sizes, strict=True):
-            # Rollouts are made on their node, and read on the learner's.
+            # Rollouts need space on their node, and on the learner's.
             needed = 2 * size + (2 * sum(sizes) if node.is_own else 0)
             if not num_parts(size) and node.store_bytes < needed:
                 raise ConfigError(
@@ -351,7 +351,7 @@ class ClusterSampler(BaseSampler):
 
 
 def _check(config: Config) -> None:
-    """Reject settings that a cluster cannot have."""
+    """Reject settings that a cluster does not support."""
     assert config.cluster is not None
     if config.cluster.mode == "gradients":
         raise ConfigError(

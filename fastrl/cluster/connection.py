@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster: the only module that calls Ray; and how fast its links are."""
+"""The connection to a Ray cluster (only this module calls Ray), and the speed of its links."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fastrl.system import usable_cores
 
 _LOGGER = logging.getLogger(__name__)
 _REACHED_S = 10.0
-"""How long the head of a cluster may take to accept a connection."""
+"""Deadline for the head of a cluster to accept a connection."""
 _LINK_BYTES, _LINK_ROUNDS, _LINK_S = 2**25, 4, 60.0
-"""What is sent to measure a link, how often, and how long it may take."""
+"""Measurement of a link: bytes, number of rounds, and deadline."""
 
 
 class NodeLostError(FastrlError):
@@ -39,11 +39,11 @@ class Node:
     """A machine of the cluster, or a part of one.
 
     Attributes:
-        id: Of Ray.
-        host: Its address.
-        cores: That Ray may use on it.
+        id: Ray's id of the node.
+        host: Address of the node.
+        cores: Number of its cores that Ray may use.
         store_bytes: Size of its object store.
-        is_own: Whether this process is on it.
+        is_own: Whether this process runs on it.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Connection(Closing):
         address: ``local``, ``auto`` or ``host:port``, see `fastrl.config.models.ClusterConfig`.
 
     Attributes:
-        address: Of this machine, where the others reach it.
+        address: Address of this machine, as the others reach it.
 
     Raises:
         ConfigError: The package ray is missing, or there is no such cluster.
@@ -88,7 +88,7 @@ class Connection(Closing):
         given: dict[str, Any] = {"address": address}
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # By default Ray's workers, which sample here, have the niceness 15.
+            # By default Ray's workers, which sample here, have niceness 15.
             os.environ.setdefault("RAY_worker_niceness", "0")
             given |= {"num_cpus": usable_cores(), "include_dashboard": False}
         elif address != "auto":
@@ -103,7 +103,7 @@ class Connection(Closing):
                 f"cluster.address: this process cannot join the cluster '{address}': "
                 f"{one_line(error, 300)}"
             ) from error
-        # Ray prints pages about a lost node to standard output, where results of commands are.
+        # Ray prints pages about a lost node to standard output, among the results of commands.
         self._ray._private.worker.print_to_stdstream = _log
 
     def nodes(self) -> list[Node]:
@@ -131,9 +131,9 @@ class Connection(Closing):
         return sorted((node for node in found if node.cores), key=lambda node: not node.is_own)
 
     def start(self, node: Node, actor: type[Any], num_cores: int) -> Any:
-        """Return the handle of a new actor on a node; it may still wait for free cores there.
+        """Return the handle of a new actor on a node, where it may still wait for free cores.
 
-        Ray never restarts it, as it would not know seeds and versions.
+        Ray never restarts it, since Ray does not know seeds and versions.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -162,7 +162,7 @@ class Connection(Closing):
         """Return an answer, or a list of those to several references.
 
         Raises:
-            NodeLostError: One is lost.
+            NodeLostError: An answer is lost.
         """
         try:
             return self._ray.get(references, timeout=seconds)
@@ -177,7 +177,7 @@ class Connection(Closing):
             self._ray.kill(actor, no_restart=True)
 
     def close(self) -> None:
-        """Leave the cluster; one that started with this process ends."""
+        """Leave the cluster; end it if this process started it."""
         if self._is_own:
             self._is_own = False
             with _ours():
@@ -223,11 +223,11 @@ _REASONS = {
     "RayActorError": "has died",
     "ObjectLostError": "has lost an answer",
 }
-"""What the names of Ray's errors and of their base classes mean."""
+"""Explanations of Ray's errors, by their names or those of base classes."""
 
 
 def _reason(error: BaseException) -> str:
-    """Return in words what Ray's error, which may go on for pages, says of a node."""
+    """Return the meaning of Ray's error, which may have pages of text, in one line."""
     text = str(error).strip()
     if "error raised in its creation task" in text:
         return f"cannot start: {one_line(text.splitlines()[-1], 200)}"
@@ -239,18 +239,18 @@ def _reason(error: BaseException) -> str:
 
 
 class _LinkSource:
-    """Sends bytes from the node that it is on."""
+    """An actor that sends bytes from its node."""
 
     def send(self, num_bytes: int) -> NDArray[np.uint8]:
-        """Return so many bytes, through the object store of Ray."""
+        """Return this number of bytes, through the object store of Ray."""
         return np.ones(num_bytes, np.uint8)
 
 
 def link_bytes_per_s(address: str) -> float:
-    """Return how fast rollouts travel from another node to this one: the fastest of some rounds.
+    """Return the bandwidth from another node to this one: the fastest of some rounds.
 
     Args:
-        address: Of the cluster, see `fastrl.config.models.ClusterConfig`.
+        address: Address of the cluster, see `fastrl.config.models.ClusterConfig`.
 
     Raises:
         ConfigError: The cluster cannot be joined, or has no other node.
@@ -261,7 +261,7 @@ def link_bytes_per_s(address: str) -> float:
         if not others:
             raise ConfigError(
                 f"cluster.address: '{address}' has no second machine, so there is no link to "
-                "measure; name its speed by --network"
+                "measure; give its speed by --network"
             )
         actor = connection.start(others[0], _LinkSource, 1)
         try:

@@ -1,4 +1,4 @@
-"""Ranks on the nodes of a Ray cluster: each learns with the environments of its node."""
+"""Ranks on the nodes of a Ray cluster, each of which learns with the environments of its node."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from fastrl.learning.ranks import Ranks, leading_ranks, ranks_at
 
 _LOGGER = logging.getLogger(__name__)
 _END_S = 30.0
-"""How long the other ranks may take to end after rank 0."""
+"""Time in which the other ranks must end after rank 0."""
 
 Follow = Callable[..., Any]
-"""What the ranks of other nodes do; called with the keyword argument ``ranks``."""
+"""Function of the ranks on other nodes; called with the keyword argument ``ranks``."""
 
 
 class RankActor(Answering):
-    """One rank on a node; see `Answering`, but that `run` takes as long as the run."""
+    """One rank on a node; see `Answering`. Unlike other calls, `run` takes as long as the run."""
 
     def __init__(self) -> None:
         self._follow: Follow | None = None
 
     def open(self, wanted: dict[str, str], content: bytes) -> None:
-        """Import what the run needs.
+        """Import the code of the run.
 
         Args:
-            wanted: The driver's `packages`.
-            content: A `Follow`, of cloudpickle.
+            wanted: Result of `packages` on the driver.
+            content: A `Follow`, pickled by cloudpickle.
 
         Raises:
             ConfigError: Versions differ, or something cannot be imported here.
@@ -56,7 +56,7 @@ class NodeRanks(Closing):
     """Makes this process rank 0 of a run, and starts a rank on every other node of a cluster.
 
     Args:
-        config: With a section ``cluster``.
+        config: Configuration with a section ``cluster``.
 
     Raises:
         ConfigError: The cluster cannot be joined.
@@ -72,13 +72,13 @@ class NodeRanks(Closing):
     def ranks(self, follow: Follow) -> Iterator[Ranks]:
         """Start the ranks, and end them with the block.
 
-        A node whose rank dies in the block is left out the next time.
+        A node whose rank dies in the block is not used again.
 
         Args:
             follow: See `Follow`.
 
         Raises:
-            ConfigError: A node lacks something; names the node.
+            ConfigError: A node lacks a package or a module; the error names the node.
             WorkerError: A node does not answer.
         """
         nodes = self._nodes()
@@ -142,7 +142,7 @@ class NodeRanks(Closing):
                 raise type(error)(f"{peer}: {error}") from error
 
     def _wait(self, peers: list[Peer], seconds: float) -> None:
-        """Wait until the ranks have ended, so that they close their workers themselves."""
+        """Wait until the ranks have ended, so that they can close their workers."""
         until_s = time.monotonic() + seconds
         runs = [peer.reference for peer in peers if peer.asked]
         while runs and (left_s := until_s - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""One machine of a cluster: a whole sampler in an actor of Ray."""
+"""The sampler of one machine of a cluster, in an actor of Ray."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from fastrl.workers.supervisor import call_in_child
 
 @dataclass(frozen=True)
 class Opening:
-    """The arguments of a node.
+    """The arguments of a node's sampler.
 
     Attributes:
-        config: The run, without its section ``cluster``.
-        plan: With the topology of this node.
-        weights: A state dict; None where actions are random.
-        version: Of the weights.
-        calls: To make in the environments before their first reset.
-        state: Of another sampler, to continue from, or None.
-        late_calls: To make after the state is restored.
+        config: Configuration of the run, without its section ``cluster``.
+        plan: Plan with the topology of this node.
+        weights: A state dict; None if actions are random.
+        version: Version of the weights.
+        calls: Calls in the environments before their first reset.
+        state: State of another sampler, from which this one continues, or None.
+        late_calls: Calls in the environments after the state is restored.
     """
 
     config: Config
@@ -57,9 +57,9 @@ class Collected:
     """A node's answer to a request for a rollout.
 
     Attributes:
-        rollout: None while it is incomplete.
+        rollout: The rollout; None while it is incomplete.
         counters: ``[workers, Counter] int64``.
-        faults: Of workers that were replaced since the last answer.
+        faults: Failures of workers that were replaced since the last answer.
     """
 
     rollout: SentRollout | None
@@ -92,7 +92,7 @@ def require_packages(wanted: dict[str, str]) -> None:
 
 
 def unpickled(content: bytes) -> Any:
-    """Return what the driver has pickled by cloudpickle.
+    """Return an object that the driver has pickled by cloudpickle.
 
     Raises:
         ConfigError: A module that it needs cannot be imported here.
@@ -104,7 +104,7 @@ def unpickled(content: bytes) -> Any:
 
 
 class NodeSampler(Answering):
-    """Samples on one node as its driver asks; see `Answering`."""
+    """Samples on one node at its driver's requests; see `Answering`."""
 
     def __init__(self) -> None:
         self._sampler: ProcessSampler | None = None
@@ -117,11 +117,11 @@ class NodeSampler(Answering):
         """Make the sampler of an `Opening`.
 
         Args:
-            wanted: The driver's `packages`.
-            content: Of cloudpickle.
+            wanted: Result of `packages` on the driver.
+            content: An `Opening`, pickled by cloudpickle.
 
         Returns:
-            Why environments begin new episodes, where a state was given; else empty.
+            The reason why environments begin new episodes although there is a state; else empty.
 
         Raises:
             ConfigError: Versions differ, or something cannot be imported or built here.
@@ -170,9 +170,9 @@ class NodeSampler(Answering):
         """Return the next rollout, or none if it is not complete within ``seconds``.
 
         Args:
-            seconds: How long to wait.
-            version: Of the weights.
-            weights: The bytes of a `WeightLayout`, in parts; none for those that it has.
+            seconds: Longest time to wait.
+            version: Version of the weights.
+            weights: The bytes of a `WeightLayout`, in parts; none if the node has this version.
         """
         sampler = self._sampling
         if weights and version > self._version:

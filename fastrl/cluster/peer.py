@@ -1,4 +1,4 @@
-"""Requests to an actor of Ray, one at a time: the driver's side and the actor's."""
+"""Requests to an actor of Ray, one at a time: base classes of the driver's side and the actor's."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fastrl.errors import FastrlError
 _PART_BYTES = 65_536
 _MOST_PARTS = 8
 _SLICE_S = 0.2
-"""How long one wait for an answer lasts; its deadline is checked between waits."""
+"""Duration of a wait for an answer; its deadline is checked between waits."""
 
 
 def num_parts(num_bytes: int) -> int:
-    """Return in how many parts bytes travel with a call of Ray; 0 if they need its object store.
+    """Return the number of parts of bytes in a call of Ray; 0 if they need its object store.
 
-    Arguments and answers below 100 kB travel with the call. The store takes 3 ms more.
+    Arguments and answers below 100 kB are part of the call. The store takes 3 ms more.
     """
     parts = -(-num_bytes // _PART_BYTES)
     return parts if parts <= _MOST_PARTS else 0
 
 
 def split(content: bytes, num: int) -> list[bytes]:
-    """Return so many parts of equal size; the last one may be shorter."""
+    """Split bytes into parts of equal size; the last one may be shorter."""
     size = -(-len(content) // num)
     return [content[part * size : (part + 1) * size] for part in range(num)]
 
@@ -34,12 +34,11 @@ def split(content: bytes, num: int) -> list[bytes]:
 class Answering:
     """A base class of actors: every answer is a value or a `FastrlError`.
 
-    Calls come one after the other. Each returns soon, so that an actor that does not answer can be
-    taken for lost.
+    Calls are made one after the other. Each returns soon, so an actor that does not answer is lost.
     """
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Return what a method of this class returns, or the error that it raises."""
+        """Return the result of a method of this class, or its error."""
         call: Callable[..., Any] = getattr(self, method)
         try:
             return call(*arguments)
@@ -47,12 +46,12 @@ class Answering:
             return error
 
     def ask_by_bytes(self, num: int, request: bytes, *vectors: Any) -> bytes | list[bytes]:
-        """Return the answer of `ask`, pickled, in so many parts.
+        """Return the answer of `ask`, pickled, in parts.
 
-        Ray takes bytes as they are, and 0.1 ms for everything else that it sends or receives.
+        Ray passes bytes unchanged, and takes 0.1 ms for any other object that it sends or receives.
 
         Args:
-            num: How many parts.
+            num: Number of parts.
             request: Method and arguments, pickled.
             vectors: Further arguments.
         """
@@ -63,18 +62,18 @@ class Answering:
 
 
 class Peer:
-    """Asks an actor, with at most one request under way.
+    """Sends requests to an actor, with at most one pending.
 
     Attributes:
-        node: Where the actor is.
-        asked: The method that it is asked for; empty if it is idle.
-        reference: Of the answer, or of its first part.
+        node: Node of the actor.
+        asked: Method of the pending request; empty if there is none.
+        reference: Reference to the answer, or to its first part.
 
     Args:
-        connection: To the cluster.
+        connection: Connection to the cluster.
         node: See the attribute.
-        actor: Its class.
-        num_cores: That it occupies.
+        actor: Class of the actor.
+        num_cores: Number of cores of the actor.
     """
 
     def __init__(
@@ -103,10 +102,10 @@ class Peer:
 
         Args:
             timeout_s: Seconds to wait.
-            method: Of the actor.
-            arguments: Of the method.
+            method: Name of a method of the actor.
+            arguments: Arguments of the method.
             vectors: Further arguments of the method: bytes, or references to the object store.
-            parts: In how many the answer travels, see `num_parts`.
+            parts: Number of parts of the answer, see `num_parts`.
         """
         assert not self.asked, f"{self} has a request under way"
         self._parts = parts
@@ -126,7 +125,7 @@ class Peer:
         """Check that an answer is not overdue.
 
         Raises:
-            NodeLostError: It is.
+            NodeLostError: The answer is overdue.
         """
         if self.asked and time.monotonic() > self._until_s:
             why = " (are its cores taken?)" if self.asked == "open" else ""
@@ -136,7 +135,7 @@ class Peer:
         """Return the answer once there is one; see `answer`.
 
         Raises:
-            NodeLostError: It is overdue, or lost.
+            NodeLostError: The answer is overdue, or lost.
             FastrlError: The actor raised it.
         """
         while not self._connection.ready([self.reference], _SLICE_S):
@@ -147,7 +146,7 @@ class Peer:
         """Return the answer, which must be ready; afterwards the actor is idle.
 
         Raises:
-            NodeLostError: There is none.
+            NodeLostError: The answer is lost.
             FastrlError: The actor raised it.
         """
         references, self.reference, self.asked = [self.reference, *self._rest], None, ""

@@ -1,4 +1,4 @@
-"""Which nodes of a cluster sample: they join, are lost, and are used again when they are back."""
+"""The nodes of a cluster that sample: they join, are lost, and are used again when they return."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from fastrl.workers.handoff import Counter
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 1.0
-"""How often the list of the cluster's nodes is read."""
+"""Interval at which the list of the cluster's nodes is read."""
 _LONGEST_BREAK_S = 60.0
-"""The longest pause before a node that keeps failing is tried again."""
+"""Longest pause before a node that fails repeatedly is tried again."""
 
 
 class Seat:
-    """A range of the run's slots that one node fills, and another of its size if that is lost.
+    """A range of the run's slots, which one node fills, or another of its size if that is lost.
 
     Attributes:
         name: ``node-0``, ….
-        topology: Of the node's sampler; ``first_env`` is the first slot.
+        topology: Topology of the node's sampler; ``first_env`` is the first slot.
 
     Args:
-        index: Of the seat.
+        index: Index of the seat.
         topology: See the attribute.
     """
 
@@ -54,35 +54,35 @@ class Seat:
 
     @property
     def slots(self) -> range:
-        """The slots of the run that it is."""
+        """Its slots of the run."""
         first = self.topology.first_env
         return range(first, first + self.topology.num_envs)
 
     @property
     def counters(self) -> NDArray[np.int64]:
-        """``[workers, Counter] int64``: what the workers of all its nodes have done."""
+        """``[workers, Counter] int64``: counts of the workers of all its nodes."""
         return self._before + self._now
 
     def update(self, counters: NDArray[np.int64]) -> None:
-        """Set what the workers of the present node have done."""
+        """Set the counts of the workers of the current node."""
         self._now = np.array(counters)
 
     def leave(self) -> None:
-        """Keep the counts so far; those of the next node are added."""
+        """Store the counts so far, to which those of the next node are added."""
         self._before, self._now = self.counters, np.zeros_like(self._before)
 
 
 class Member(Peer):
-    """The sampler of one node, with at most one request under way; see `Peer`.
+    """The sampler of one node, with at most one pending request; see `Peer`.
 
     Attributes:
         seat: The slots that it fills.
-        samples: Whether its sampler is made.
-        is_late: Whether it has begun a rollout and did not complete it within a request.
+        samples: Whether its sampler is ready.
+        is_late: Whether it did not complete a rollout within a request.
 
     Args:
-        connection: To the cluster.
-        node: Where it is.
+        connection: Connection to the cluster.
+        node: Node of the sampler.
         seat: See the attribute.
     """
 
@@ -99,20 +99,20 @@ class Member(Peer):
 
 @dataclass
 class _Failures:
-    """The failures in a row of one node, and when it may be tried again."""
+    """The consecutive failures of one node, and the time of the next attempt."""
 
     count: int = 0
     again_s: float = 0.0
 
 
 class Roster(Closing):
-    """Keeps a `Member` on every node that is to sample.
+    """Maintains a `Member` on every node that must sample.
 
     Args:
-        config: The run.
-        connection: To the cluster.
+        config: Configuration of the run.
+        connection: Connection to the cluster.
         opening: Returns the arguments of `NodeSampler.open` for a member.
-        lost: Called with a member that is lost, the cause, and its failures in a row.
+        lost: Called with a lost member, the cause, and the number of its consecutive failures.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Roster(Closing):
         self.seats: list[Seat] = []
 
     def __iter__(self) -> Iterator[Member]:
-        """Iterate over the members whose samplers are made, by seat."""
+        """Iterate over the members whose samplers are ready, by seat."""
         found = (member for member in self._members.values() if member.samples)
         return iter(sorted(found, key=lambda member: member.seat.topology.first_env))
 
@@ -139,7 +139,7 @@ class Roster(Closing):
         """Make a sampler on every node, and wait until all of them are ready.
 
         Raises:
-            FastrlError: One cannot be made, or there is no node.
+            FastrlError: A sampler cannot be made, or there is no node.
         """
         self.look()
         while not all(member.samples for member in self._members.values()):
@@ -149,7 +149,7 @@ class Roster(Closing):
         self._begun = True
 
     def look(self) -> None:
-        """Make samplers on nodes that have joined or are back; drop nodes that have left."""
+        """Make samplers on nodes that have joined or returned; drop nodes that have left."""
         now_s = time.monotonic()
         if now_s < self._looked_s + _LOOK_S:
             return
@@ -165,9 +165,9 @@ class Roster(Closing):
             self._open(node)
 
     def receive(self, seconds: float) -> list[tuple[Member, Any]]:
-        """Return the members that have answered within some seconds, and their answers.
+        """Wait some seconds; return the members that have answered, and their answers.
 
-        An answer is a `FastrlError` if the node raised one. Members without an answer within their
+        An answer is a `FastrlError` if the node raised it. Members without an answer within their
         deadline are lost. Answers of samplers that were being made are handled here.
 
         Raises:
@@ -210,11 +210,11 @@ class Roster(Closing):
             _LOGGER.warning("%s begins new episodes: %s", member, answer)
 
     def delivered(self, member: Member) -> None:
-        """Note that a node has sampled a rollout, which ends its failures in a row."""
+        """Record that a node has sampled a rollout, which resets its number of failures."""
         self._failures.pop(member.node.id, None)
 
     def lose(self, member: Member, cause: str) -> None:
-        """End a member; its node is tried again later."""
+        """Remove a member; its node is tried again later."""
         del self._members[member.node.id]
         member.kill()
         member.seat.leave()
@@ -263,7 +263,7 @@ class Roster(Closing):
 
 
 def raise_if(member: Member, answer: Any) -> None:
-    """Raise an error that a node has answered with, under the node's name."""
+    """Raise an error that a node has returned, with the node's name."""
     if isinstance(answer, WorkerError):
         where = f"{member}: {answer.args[0]}"
         raise WorkerError(f"{member.seat.name}/{answer.worker}", where, answer.remote_traceback)

@@ -1,4 +1,4 @@
-"""Demonstrations: episodes in Minari's format, written and read as tensors."""
+"""Datasets of demonstrations in Minari's format: writing, reading as tensors, and experts."""
 
 from fastrl.datasets.demonstrations import (
     HELD_OUT,

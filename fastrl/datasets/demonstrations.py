@@ -23,14 +23,14 @@ from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
 HELD_OUT = "held_out"
-"""Field ``[T, B] bool`` of a rollout of demonstrations: rows that are not learnt from, but only
-evaluated."""
+"""Field ``[T, B] bool`` of a rollout of demonstrations: rows that are only evaluated, but not
+learnt from."""
 _ALL = slice(None)
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """The steps of E episodes one after the other, N in all.
+    """The N steps of E consecutive episodes.
 
     Attributes:
         env_spec: The environment, or the spaces of the dataset.
@@ -41,9 +41,10 @@ class Demonstrations:
         reward: ``[N] float32``.
         terminated: ``[N] bool``.
         truncated: ``[N] bool``: the last step of each episode has one of the two.
-        final_observation: Per leaf ``[E, *shape]``: after the last step of each episode.
+        final_observation: Per leaf ``[E, *shape]``: observation after the last step of each
+            episode.
         lengths: ``[E] int64``: steps of each episode.
-        fields: ``[N, *]`` by name: those that were asked for.
+        fields: ``[N, *]`` by name: the requested fields.
     """
 
     env_spec: EnvSpec
@@ -78,7 +79,7 @@ class Demonstrations:
 
     @cached_property
     def next_observation(self) -> dict[str, Tensor]:
-        """Per leaf ``[N, *shape]``: what follows each step, a final observation at the end."""
+        """Per leaf ``[N, *shape]``: the observation after each step."""
         following = {path: leaf.roll(-1, 0) for path, leaf in self.observation.items()}
         for path, leaf in following.items():
             leaf[self.ends] = self.final_observation[path]
@@ -94,20 +95,20 @@ def load_demonstrations(
     fields: Collection[str] = (),
     key: str = "dataset",
 ) -> Demonstrations:
-    """Read a dataset in Minari's format, all of it, into memory.
+    """Read a whole dataset in Minari's format into memory.
 
     Args:
         path: Directory of the dataset, or a directory of several parts.
-        env_spec: The environment, whose spaces the dataset must have; by default they are those of
+        env_spec: The environment, whose spaces the dataset must have; by default those of
             the dataset.
         episodes: Number of episodes, from the first; by default all.
-        action_bounds: How the policy that learns keeps actions inside a bounded ``Box``.
-        fields: Names of infos to read, numbers of every step.
-        key: What names the dataset, for errors.
+        action_bounds: ``clip`` or ``squash``: the learner's conversion of bounded ``Box`` actions.
+        fields: Names of infos to read, with a number in every step.
+        key: Key or argument that names the dataset, for errors.
 
     Raises:
-        ConfigError: There is no dataset, it is damaged, has other spaces (one line, with each
-            difference), fewer episodes, or lacks a field.
+        ConfigError: There is no dataset, or it is damaged, has other spaces (the error lists the
+            differences), has fewer episodes, or lacks a field.
         SpaceError: A space is not supported.
     """
     files, reader = _opened(path, env_spec, episodes, action_bounds, fields, key)
@@ -150,7 +151,7 @@ def _opened(
     fields: Collection[str],
     key: str,
 ) -> tuple[DatasetFiles, _Reader]:
-    """Return a dataset, after a check of its spaces and its size, and what reads its episodes."""
+    """Open a dataset and check its spaces and size; return it with a reader of its episodes."""
     if episodes is not None:
         whole("episodes", episodes)
     if env_spec is not None:
@@ -171,7 +172,7 @@ def _opened(
 def _read(
     files: DatasetFiles, reader: _Reader, episodes: int | None, key: str
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield the arrays of each episode that has steps, checked."""
+    """Yield the checked arrays of each episode that has steps."""
     number_read = 0
     for number, episode in enumerate(files.episodes()):
         if number_read == episodes:
@@ -200,12 +201,13 @@ def spec_of(files: DatasetFiles) -> EnvSpec:
 def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") -> list[str]:
     """Return how the spaces of a dataset differ from those of an environment, one text for each.
 
-    Numbers of different types that are stored alike are equal. Bounds of observations may differ.
+    Numbers of different types are equal if they are stored in the same way. Bounds of observations
+    may differ.
 
     Args:
-        found: Of the dataset.
-        wanted: Of the environment.
-        what: What the dataset is called.
+        found: Spaces of the dataset.
+        wanted: Spaces of the environment.
+        what: Name of the dataset in the texts.
     """
     differences = []
     for kind in ("observation", "action"):
@@ -227,7 +229,7 @@ def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") ->
 
 
 def _alike(one: spaces.Space[Any], other: spaces.Space[Any], *, with_bounds: bool) -> bool:
-    """Return whether two leaves that are stored alike have the same values."""
+    """Return whether two leaves that are stored in the same way have the same values."""
     if type(one) is not type(other):
         return False
     if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
@@ -239,13 +241,13 @@ def _alike(one: spaces.Space[Any], other: spaces.Space[Any], *, with_bounds: boo
 
 
 class _Reader:
-    """Turns episodes of minari into arrays by label, checked."""
+    """Checks episodes of minari and turns them into arrays by label."""
 
     def __init__(self, spec: EnvSpec, converter: ActionConverter, fields: tuple[str, ...]) -> None:
         self.spec, self._converter, self._fields = spec, converter, fields
 
     def read(self, episode: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Return ``[L, *]`` by label; ``[L + 1, *]`` of observations."""
+        """Return ``[L, *]`` by label; observations are ``[L + 1, *]``."""
         spec, length = self.spec, len(episode["rewards"])
         rows = {"reward": _rows(episode["rewards"], length, (), "reward").astype(np.float32)}
         observed = flatten(spec.observation_space, episode["observations"])
@@ -319,10 +321,10 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
 
 
 def are_allowed(spec: EnvSpec, action: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-    """Return which actions a mask allows, ``[n] bool``.
+    """Return flags of the actions that their masks allow, ``[n] bool``.
 
     Args:
-        spec: Of the environment.
+        spec: Spaces of the environment.
         action: Per leaf ``[n, *shape]``, as a policy samples it.
         mask: ``[n, choices] bool``.
     """
@@ -340,7 +342,7 @@ def _check_masks(spec: EnvSpec, rows: Mapping[str, NDArray[Any]]) -> None:
     """Reject an episode with an action that its own mask forbids, which has no likelihood.
 
     Raises:
-        ConfigError: Names the first such step.
+        ConfigError: There is one; the error names the first such step.
     """
     if spec.action_mask is None:
         return
@@ -362,10 +364,10 @@ def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
 
     Args:
         config: A configuration with that section.
-        env_spec: The environment, whose spaces they must have.
+        env_spec: The environment, whose spaces the dataset must have.
 
     Raises:
-        ConfigError: There are none, or they do not fit the environment.
+        ConfigError: There is no dataset, or it does not match the environment.
     """
     path, episodes, key = named_dataset(config)
     return load_demonstrations(

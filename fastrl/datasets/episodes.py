@@ -1,4 +1,4 @@
-"""Whole episodes out of rollouts, which begin and end in the middle of them."""
+"""Collects whole episodes from rollouts, which begin and end in the middle of episodes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _OBSERVATION, _ACTION, _FIELD = "observation/", "action/", "field/"
 class EpisodeCutter:
     """Collects a fixed number of whole episodes from each slot.
 
-    The first episodes that end among all slots would be short ones. Here each slot contributes its
-    first ones, however long they are.
+    The episodes that end first among all slots would be short ones, so each slot contributes its
+    own first episodes, of any length.
 
     Args:
         env_spec: The environment.
         num_slots: B.
-        episodes: How many, divided among the slots.
+        episodes: Number of episodes, divided among the slots.
         fields: Names of further fields ``[T, B, *]`` of the rollouts to keep.
     """
 
@@ -46,10 +46,10 @@ class EpisodeCutter:
         return not self._left.any()
 
     def add(self, rollout: Rollout) -> Iterator[Episode]:
-        """Yield copies of the episodes that end in a rollout and are wanted, slot by slot.
+        """Yield copies of the wanted episodes that end in a rollout, slot by slot.
 
         Args:
-            rollout: The next one, with the field ``final_observation``.
+            rollout: The next rollout, with the field ``final_observation``.
         """
         spec = self._env_spec
         final = _by_path(spec, rollout.final_observation)
@@ -87,7 +87,7 @@ class EpisodeBuilder:
 
     Args:
         env_spec: The environment.
-        action_bounds: How the dataset keeps actions inside a bounded ``Box``.
+        action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions in the dataset.
     """
 
     def __init__(self, env_spec: EnvSpec, action_bounds: ActionBounds = "clip") -> None:
@@ -104,7 +104,7 @@ class EpisodeBuilder:
         self._observe(observation)
 
     def add(self, action: Any, reward: float, observation: Any) -> None:
-        """Append a step: an action that the environment accepts, and what followed it."""
+        """Append a step: an action that the environment accepts, and its results."""
         acted = flatten(self._env_spec.action_space, action)
         self._actions.append([np.array(leaf) for leaf in acted])
         self._rewards.append(float(reward))
@@ -117,7 +117,7 @@ class EpisodeBuilder:
             terminated: Whether the last step ended in a terminal state.
 
         Raises:
-            EnvError: A discrete action is not one of the space.
+            EnvError: A discrete action is not in the space.
         """
         observed = [np.stack(column) for column in zip(*self._observations, strict=True)]
         acted = tuple(np.stack(column) for column in zip(*self._actions, strict=True))
@@ -139,13 +139,13 @@ class EpisodeBuilder:
 
 
 def fragments(env_spec: EnvSpec, rollout: Rollout, fields: Sequence[str] = ()) -> Iterator[Episode]:
-    """Yield the parts of episodes that lie within a rollout, slot by slot.
+    """Yield the parts of episodes within a rollout, slot by slot.
 
-    A part whose episode goes on in the next rollout is as if it was truncated.
+    If the episode continues in the next rollout, its part counts as truncated.
 
     Args:
         env_spec: The environment.
-        rollout: With the field ``final_observation``.
+        rollout: The rollout, with the field ``final_observation``.
         fields: Names of further fields ``[T, B, *]`` of the rollout to keep.
     """
     final = _by_path(env_spec, rollout.final_observation)

@@ -1,4 +1,4 @@
-"""Policies that demonstrate: trained ones at their most probable actions, and functions."""
+"""Experts: policies that only act, from trained policies or functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastrl.spec import EnvSpec, PolicyStep, only_given
 
 
 class Demonstrator(nn.Module):
-    """A policy for samplers that puts out nothing but actions and learns nothing.
+    """A policy for samplers that returns only actions and does not learn.
 
     Attributes:
         outputs: Empty.
@@ -83,7 +83,7 @@ class MostProbable(Demonstrator):
     def mode(
         self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
     ) -> PolicyStep:
-        """Return the policy's."""
+        """Return the policy's most probable actions and the next state."""
         step = self.model.mode(observation, **only_given(state=state, mask=mask))
         return PolicyStep(step.action, {}, step.state)
 
@@ -91,13 +91,13 @@ class MostProbable(Demonstrator):
 class FunctionPolicy(Demonstrator):
     """A function from the observation of one environment to its action.
 
-    Observations are those of gymnasium, with the mask of valid actions where there is one, and
-    actions those that the environment accepts.
+    Observations are those of gymnasium, with the mask of valid actions if there is one, and
+    actions must be accepted by the environment.
 
     Args:
         env_spec: The environment.
-        function: Called with one observation after the other.
-        action_bounds: How samplers keep actions inside a bounded ``Box``.
+        function: Called with one observation at a time.
+        action_bounds: ``clip`` or ``squash``: the samplers' conversion of bounded ``Box`` actions.
     """
 
     def __init__(
@@ -189,19 +189,19 @@ def try_function(
 
     Args:
         function: As for `FunctionPolicy`.
-        where: The option and the path that name it, for errors.
+        where: Option and path of the function, for errors.
         factory: Builds the environment.
         env_spec: The environment.
         action_bounds: As for `FunctionPolicy`.
 
     Raises:
-        ConfigError: It raised, or returned something that is not an action.
+        ConfigError: The function raised, or returned something that is not an action.
     """
     policy = FunctionPolicy(env_spec, function, action_bounds)
     try:
         env = factory.with_masks_of(env_spec).single()
     except EnvError:
-        return  # The workers report a failure; a vector environment has no single one.
+        return  # The workers report failures; a vector environment has no single environment.
     with closing(env):
         observation, _ = env.reset(seed=0)
     try:
@@ -215,13 +215,13 @@ def try_function(
 class AsPlayed(Demonstrator):
     """The actions of another policy as its environment would execute them.
 
-    Two policies may keep actions inside a bounded ``Box`` in different ways.
+    Both policies may convert bounded ``Box`` actions in different ways.
 
     Args:
         expert: The policy.
         env_spec: The environment.
-        bounds: How the expert's actions are kept inside.
-        own_bounds: How the actions of the policy that learns from it are.
+        bounds: ``clip`` or ``squash`` for the expert's actions.
+        own_bounds: ``clip`` or ``squash`` for the actions of the policy that learns from it.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class AsPlayed(Demonstrator):
     def mode(
         self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
     ) -> PolicyStep:
-        """Return the expert's."""
+        """Return the expert's actions and the next state."""
         step = self.expert.mode(observation, state, mask)
         if self._is_same:
             return step
@@ -257,12 +257,12 @@ class AsPlayed(Demonstrator):
 
 
 class Mixture(Demonstrator):
-    """A policy that learns and an expert, each of which takes a share of the actions.
+    """A mixture of a learning policy and an expert: each chooses a share of the actions.
 
-    Every step draws anew who acts.
+    In every step a random number decides between them.
 
     Attributes:
-        outputs: The expert's action in each step, by `label_names`.
+        outputs: The expert's action in each step, named by `label_names`.
         learner: The policy.
         expert: The expert.
 
@@ -270,7 +270,7 @@ class Mixture(Demonstrator):
         env_spec: The environment.
         learner: See the attribute.
         expert: See the attribute.
-        share: Of the steps in which the expert acts.
+        share: Share of the steps in which the expert acts.
     """
 
     def __init__(
@@ -290,12 +290,12 @@ class Mixture(Demonstrator):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Return the learner's noise, and a uniform number ``[0, 1)`` that draws who acts."""
+        """Return the learner's noise, and a uniform number in ``[0, 1)`` that decides who acts."""
         drawn = torch.rand(*shape, 1, generator=generator, device=device)
         return torch.cat([self.learner.draw_noise(shape, generator, device), drawn], -1)
 
     def initial_state(self, n: int) -> Tensor:
-        """Return the states ``[n, S]``: that of the policy, then that of the expert."""
+        """Return the states ``[n, S]``: the policy's state, then the expert's."""
         return torch.cat([initial_state(self.learner, n), self.expert.initial_state(n)], 1)
 
     def act(
@@ -305,7 +305,7 @@ class Mixture(Demonstrator):
         state: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> PolicyStep:
-        """Return the actions, those of the expert beside them, and the next states of both."""
+        """Return the actions, the expert's actions as outputs, and the next states of both."""
         own_state, their_state = self._split(state)
         shown = self.expert.mode(observation, their_state, mask)
         given = only_given(state=own_state, mask=mask)
@@ -324,7 +324,7 @@ class Mixture(Demonstrator):
         return PolicyStep(action, labels, torch.cat(after, -1) if after else None)
 
     def _split(self, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the states of the policy and of the expert; None for one without a memory."""
+        """Return the states of the policy and of the expert; None without a memory."""
         if state is None:
             return None, None
         own, theirs = state.tensor_split([self._own_size], -1)
@@ -332,5 +332,5 @@ class Mixture(Demonstrator):
 
 
 def label_names(env_spec: EnvSpec) -> list[str]:
-    """Return the fields of a rollout with an expert's actions, one for each leaf."""
+    """Return the names of the fields with an expert's actions, one for each leaf."""
     return [f"expert_action_{number}" for number in range(len(env_spec.action))]

@@ -1,4 +1,4 @@
-"""Datasets as directories in Minari's format, which the package minari writes and reads."""
+"""Files of datasets in Minari's format, written and read by the package minari."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fastrl.system import sync
 Arrays = Mapping[str, NDArray[Any]]
 _HOST, _CONNECT_S = ("huggingface.co", 443), 10.0
 _DATA = "data"
-"""Directory of the files within a dataset, as in Minari's own collection."""
+"""Subdirectory of the files in a dataset, as in Minari's own collection."""
 _METADATA = "metadata.json"
 _WHOLE_NAME = re.compile(r"[-_\w]+-v\d+")
 _MOST_METADATA_BYTES = 64 << 20
@@ -42,7 +42,7 @@ class Episode:
     """One episode, or a part of one, of L steps.
 
     Attributes:
-        observation: Per leaf ``[L + 1, *shape]``, the last of which follows the last step.
+        observation: Per leaf ``[L + 1, *shape]``, the last one comes after the last step.
         action: Per leaf ``[L, *shape]``, as a policy samples it; see `fastrl.spaces.action_specs`.
         reward: ``[L] float32``.
         terminated: Whether the last step ended the episode in a terminal state.
@@ -70,7 +70,7 @@ def check_new_dataset(path: str | Path) -> None:
     """Raise an error if a new dataset cannot be written to a directory.
 
     Raises:
-        ConfigError: It exists, or minari is not installed.
+        ConfigError: The directory exists, or minari is not installed.
     """
     _minari()
     path = file_path("path", path, "name a new directory for the dataset")
@@ -81,14 +81,14 @@ def check_new_dataset(path: str | Path) -> None:
 class DatasetWriter:
     """Writes a new dataset, which is complete or absent; use it in a ``with`` block.
 
-    Observations and actions have the dtypes of their spaces. Actions are those that the
-    environment accepts. ``fields`` become infos of L + 1 rows as Minari has them, of which the
-    first, that of the reset, is 0. Images are stored without loss.
+    Observations and actions have the dtypes of their spaces. Actions are those that the environment
+    accepts. ``fields`` become infos of L + 1 rows, as in Minari; the first row, of the reset, is 0.
+    Images are stored without loss.
 
     Args:
         path: The directory of the dataset, which must not exist yet.
         env_spec: The environment.
-        action_bounds: How actions were kept inside a bounded ``Box``.
+        action_bounds: ``clip`` or ``squash``: the conversion of bounded ``Box`` actions.
         about: Further entries of the metadata, such as ``algorithm_name``.
 
     Raises:
@@ -108,7 +108,7 @@ class DatasetWriter:
         minari = _minari()
         for space in (env_spec.observation_space, env_spec.action_space):
             _require_plain_keys(space)
-        # Absolute, since minari looks for the files of a relative path below that path.
+        # Absolute, since minari searches for the files of a relative path below that path.
         self._partial = self.path.absolute().with_name(f".{self.path.name}.partial")
         self._converter = ActionConverter(env_spec.action_space, action_bounds)
         self._about = {
@@ -199,10 +199,10 @@ class DatasetFiles:
     """A dataset that was opened to be read.
 
     Attributes:
-        path: As it was given.
-        observation_space: Of one environment.
-        action_space: Of one environment.
-        metadata: All entries of its file of metadata.
+        path: Path as it was given.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        metadata: All entries of the metadata file.
     """
 
     path: Path
@@ -214,7 +214,7 @@ class DatasetFiles:
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes, also of those without steps."""
+        """Number of episodes, including those without steps."""
         return sum(int(each.total_episodes) for each in self._storages)
 
     @property
@@ -246,7 +246,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
     imported.
 
     Args:
-        path: Of the dataset, or of its directory ``data``.
+        path: Path of the dataset, or of its directory ``data``.
         key: Name of the key or argument, for errors.
 
     Raises:
@@ -281,15 +281,15 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
     """Return the directory of a dataset of Minari's collection, and download it if necessary.
 
     Args:
-        dataset_id: Such as ``mujoco/halfcheetah/medium-v0``.
+        dataset_id: Id such as ``mujoco/halfcheetah/medium-v0``.
         key: Name of the key or argument, for errors.
 
     Raises:
-        ConfigError: It is not here and cannot be downloaded.
+        ConfigError: It is not on this machine and cannot be downloaded.
     """
     minari = _minari()
     try:
-        # The root is made by minari where it is missing.
+        # minari makes the root directory if it is missing.
         path = Path(minari.storage.get_dataset_path(dataset_id))
         if not (path / _DATA).is_dir():
             _require_network()
@@ -303,7 +303,7 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
 
 
 def _require_network() -> None:
-    """Raise an `OSError` at once where the default host of datasets cannot be reached.
+    """Raise an `OSError` at once if the default host of datasets cannot be reached.
 
     Minari's client would try again for half a minute, and log each attempt.
     """
@@ -325,7 +325,7 @@ def _minari() -> Any:
 
 
 def _folders(path: Path, what: str) -> list[Path]:
-    """Return the directories with files of minari: one, or those of all parts."""
+    """Return the directories with minari's files: one, or those of all parts."""
     if not path.is_dir():
         raise ConfigError(f"{what} is not a directory")
     for folder in (path, path / _DATA):
@@ -357,7 +357,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _dataset_id(path: Path) -> str:
-    """Return the id under which minari finds a dataset of this directory in its collection."""
+    """Return an id of minari for a dataset, from the name of its directory."""
     name = re.sub(r"[^-\w]+", "-", path.name) or "dataset"
     return name if _WHOLE_NAME.fullmatch(name) else f"{name}-v0"
 
@@ -376,6 +376,6 @@ def _require_plain_keys(space: spaces.Space[Any]) -> None:
 
 
 def _registered(env_id: str) -> Any:
-    """Return gymnasium's spec of an id, by which minari builds the environment again, or None."""
+    """Return gymnasium's spec of an id, from which minari rebuilds the environment, or None."""
     registered = gymnasium.registry.get(env_id)
     return registered if isinstance(getattr(registered, "entry_point", None), str) else None

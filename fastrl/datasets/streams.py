@@ -1,4 +1,4 @@
-"""Episodes as the fields of a rollout, for a policy with a memory placed end to end."""
+"""Arranges the steps of episodes as a rollout; for a policy with a memory end to end in slots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastrl.datasets.demonstrations import Demonstrations
 from fastrl.spaces import unflatten
 
 PADDING = "padding"
-"""Field ``[T, B] bool`` of a rollout of demonstrations: rows that repeat others, so that streams of
-episodes have one length; nothing is learnt from them."""
+"""Field ``[T, B] bool`` of a rollout of demonstrations: repeated rows, which give all streams one
+length; the loss ignores them."""
 _MOST_STREAMS = 16
-"""Slots of a rollout: states before sequences are computed for all of them at once."""
+"""Most slots of a rollout; states before sequences are computed for all of them at once."""
 _LEAST_FILLED = 0.8
-"""Share of a rollout's rows that are steps, unless it has one slot."""
+"""Least share of steps among a rollout's rows, unless it has one slot."""
 
 
 def rollout_fields(
@@ -29,9 +29,9 @@ def rollout_fields(
 
     Args:
         demonstrations: N steps.
-        sequence_length: None for one slot with the steps in their order, T = N. Otherwise each of
-            B slots is a stream of whole episodes, and this divides T; there is the field
-            `PADDING`, and rows with it do not continue the episode before.
+        sequence_length: None for one slot with the steps in order, T = N. Otherwise each of
+            B slots is a stream of whole episodes, and L divides T; the field
+            `PADDING` marks rows that do not continue the previous episode.
     """
     spec = demonstrations.env_spec
     if sequence_length is None:
@@ -76,11 +76,11 @@ def concatenated(parts: Sequence[Demonstrations]) -> Demonstrations:
 
 
 def joined_episodes(parts: Demonstrations, episode: Tensor) -> Demonstrations:
-    """Return the same steps with the parts of each episode joined, without further fields.
+    """Join the parts of each episode; return the same steps, without further fields.
 
     Args:
-        parts: Parts of episodes, those of each in their order in time.
-        episode: ``[N] int64``: a number for each episode.
+        parts: Parts of episodes, in order of time for each episode.
+        episode: ``[N] int64``: number of each step's episode.
     """
     order = episode.argsort(stable=True)
     lengths = episode[order].unique_consecutive(return_counts=True)[1]
@@ -108,7 +108,7 @@ def _gathered(leaf: Tensor, rows: Tensor) -> Tensor:
 
 
 def _streams(lengths: Tensor, sequence_length: int) -> tuple[Tensor, Tensor]:
-    """Place episodes end to end in as many streams of about one length as are well filled.
+    """Place episodes end to end in streams of similar length; use as many as are well filled.
 
     Args:
         lengths: ``[E] int64``: steps of each episode.
@@ -116,7 +116,7 @@ def _streams(lengths: Tensor, sequence_length: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``[T, B] int64``: the row of each step, and ``[T, B] bool``: the padding after the end of a
-        stream, which begins it again.
+        stream, which repeats its beginning.
     """
     sizes, ends = lengths.tolist(), lengths.cumsum(0).tolist()
     for slots in range(min(_MOST_STREAMS, len(sizes)), 0, -1):
@@ -135,7 +135,7 @@ def _streams(lengths: Tensor, sequence_length: int) -> tuple[Tensor, Tensor]:
 
 
 def _balanced(sizes: Sequence[int], slots: int) -> list[list[int]]:
-    """Return the episodes of each slot: the longest first, each to the slot with fewest steps."""
+    """Return the episodes of each slot: the longest first, each in the slot with fewest steps."""
     heap: list[tuple[int, int]] = [(0, slot) for slot in range(slots)]
     streams: list[list[int]] = [[] for _ in range(slots)]
     for number in sorted(range(len(sizes)), key=lambda each: -sizes[each]):

@@ -1,4 +1,4 @@
-"""Summaries of datasets: as a table, as a picture and as JSON."""
+"""Summaries of datasets as a table, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class DatasetSummary:
     """Sizes, returns and spaces of a dataset.
 
     Attributes:
-        path: Of the dataset.
-        env: Id of the environment, or of the dataset where that does not name one.
+        path: Path of the dataset.
+        env: Id of the environment, or of the dataset if it names none.
         returns: ``[E] float64``: sum of rewards of each episode.
         lengths: ``[E] int64``: steps of each episode.
-        terminated: Episodes that ended in a terminal state; the others were truncated.
-        num_bytes: Of its files.
-        observation_space: Of one environment.
-        action_space: Of one environment.
-        infos: Names of the numbers that each step has beside them.
+        terminated: Number of episodes that ended in a terminal state; the others were truncated.
+        num_bytes: Size of its files.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        infos: Names of further numbers of each step.
     """
 
     path: Path
@@ -87,7 +87,7 @@ class DatasetSummary:
             picture: A file that ends in .png, .pdf or .svg.
 
         Raises:
-            ConfigError: It ends in something else, or cannot be written.
+            ConfigError: It has another ending, or cannot be written.
         """
         check_ending(picture)
         from matplotlib.backends.backend_agg import FigureCanvasAgg

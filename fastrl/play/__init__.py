@@ -1,1 +1,1 @@
-"""Playing an environment with a policy or a keyboard, in a window or on a page."""
+"""Plays an environment with a policy or a keyboard, in a window or on a page."""

@@ -37,7 +37,7 @@ class Display(Protocol):
         """Return the keys that are pressed now."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait this long, and while it is hidden; return False once it is closed."""
+        """Wait this long, and as long as it is hidden; return False once it is closed."""
 
 
 class Player(Protocol):
@@ -66,7 +66,7 @@ class PolicyPlayer:
         self._state: Any = None
 
     def begin(self) -> None:
-        """Forget the episode before."""
+        """Reset the memory."""
         self._state = None
 
     def is_ready(self, pressed: frozenset[str]) -> bool:
@@ -82,7 +82,7 @@ class PolicyPlayer:
 
 
 class KeyboardPlayer:
-    """Someone at a keyboard; an episode begins with the first key.
+    """A person at a keyboard; an episode begins with the first key.
 
     Args:
         keys: Maps the pressed keys to an action.
@@ -108,10 +108,10 @@ class Played:
     """An episode that has ended.
 
     Attributes:
-        number: From 1.
-        total: Its return.
-        steps: Its length.
-        episode: Its steps, if they are recorded.
+        number: Number of the episode, from 1.
+        total: Return of the episode.
+        steps: Length of the episode in steps.
+        episode: Steps of the episode, if they are recorded.
     """
 
     number: int
@@ -138,11 +138,11 @@ def play(
 
     Args:
         env: The environment, with ``render_mode="rgb_array"``.
-        name: Its id, for errors.
+        name: Id of the environment, for errors.
         player: Chooses the actions.
-        display: Where it is shown.
-        fps: Steps per second; by default as the environment says.
-        seed: Of the first episode.
+        display: Window or page.
+        fps: Steps per second; by default those of the environment.
+        seed: Seed of the first episode.
         builder: Records the steps of each episode.
 
     Raises:
@@ -217,8 +217,8 @@ def record_episodes(
         played: Episodes with their steps; the iterator ends when the display is closed.
         path: The dataset, a directory that does not exist yet.
         env_spec: The environment.
-        action_bounds: How actions are kept inside a bounded ``Box``.
-        player: Who played, for the metadata.
+        action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions.
+        player: Name of the player, for the metadata.
         report: Called with each episode.
 
     Raises:

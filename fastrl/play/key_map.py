@@ -15,9 +15,9 @@ from fastrl.errors import ConfigError
 from fastrl.registry import NAMESPACE
 
 NAMED = ("left", "right", "up", "down", "space", "enter", "shift", "ctrl", "tab", "backspace")
-"""Keys that are not written as their character."""
+"""Keys that are written by name instead of their character."""
 NO_KEY = "none"
-"""Stands for the action while no key of the map is pressed."""
+"""Name of the action for no pressed key."""
 
 _LONGEST_FILE = 2**16
 _LEFT_RIGHT: dict[str, Any] = {"left": 0, "right": 1}
@@ -46,12 +46,12 @@ class KeyMap:
     """Maps the pressed keys to an action.
 
     Attributes:
-        keys: All keys that it knows, in their order.
+        keys: All keys of the map, in order.
 
     Args:
-        actions: Of keys, joined by ``+`` where several are pressed together; see `NO_KEY`.
-        space: That of the actions.
-        origin: Where they come from, for errors.
+        actions: Actions by keys, joined by ``+`` if several are pressed together; see `NO_KEY`.
+        space: Action space.
+        origin: Source of the actions, for errors.
 
     Raises:
         ConfigError: A key is unknown, or an action is not of the space.
@@ -67,7 +67,7 @@ class KeyMap:
         if not any(self._actions):
             raise ConfigError(f"{origin}: it has no key")
         self.keys = tuple(dict.fromkeys(key for keys in self._actions for key in sorted(keys)))
-        # Where no key means nothing of its own, the first action is repeated.
+        # Without an action for `NO_KEY`, the first action is used.
         self._default = self._actions.get(frozenset(), next(iter(self._actions.values())))
 
     def __call__(self, pressed: frozenset[str]) -> Any:
@@ -80,13 +80,13 @@ def key_map(env: gymnasium.Env[Any, Any], env_id: str, file: Path | None) -> Key
     """Return the keys of an environment: those of a file, its own, or fastrl's for its id.
 
     Args:
-        env: The environment; ``get_keys_to_action``, if it has that, returns its own keys, as
-            `gymnasium.utils.play` has them.
-        env_id: Its id.
-        file: YAML such as ``left: 0``; None for none.
+        env: The environment; its method ``get_keys_to_action``, if any, returns its own keys, as
+            in `gymnasium.utils.play`.
+        env_id: Id of the environment.
+        file: YAML such as ``left: 0``; None for no file.
 
     Raises:
-        ConfigError: There are none, or they do not fit.
+        ConfigError: There are no keys, or they do not match the actions.
     """
     if file is not None:
         return KeyMap(_read(file), env.action_space, str(file))
@@ -134,7 +134,7 @@ def _keys(name: str, origin: str) -> frozenset[str]:
 
 
 def _fitting(action: Any, space: gymnasium.Space[Any], where: str) -> Any:
-    """Return an action as the space has it."""
+    """Return an action in the dtype of the space."""
     try:
         found = np.asarray(action, space.dtype) if space.shape is not None else action
         if space.contains(found):

@@ -1,4 +1,4 @@
-"""A page on this machine that shows a game, and sends the keys that are pressed on it."""
+"""A web page on this machine that shows a game and sends pressed keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fastrl.envs.animation import Frame
 from fastrl.watch.page_server import LOOPBACK, PageRequest, PageServer
 
 PORT = 8766
-"""Where the page is by default, if it is free."""
+"""Default port of the page, if it is free."""
 
 _UNSEEN_S = 3.0
-"""After which a page that asks for no picture is taken to be closed."""
+"""Seconds after which a page that requests no picture counts as closed."""
 _LONGEST_WAIT_S = 1.0
-"""Of a request for the next picture."""
+"""Timeout of a request for the next picture."""
 _POLL_S = 0.1
 _MOST_BYTES = 1000
 _QUALITY = 90
@@ -32,7 +32,7 @@ class PlayPage(PageServer):
     """Serves the page in a thread; the game waits while no browser shows it.
 
     Args:
-        title: Of the page.
+        title: Title of the page.
         keys: Keys that the page offers as buttons, for screens without a keyboard.
         host: The address; see `PageServer`.
         port: Its port; 0 for a free one.
@@ -73,11 +73,11 @@ class PlayPage(PageServer):
         return True
 
     def press(self, keys: frozenset[str]) -> None:
-        """Note which keys are pressed now."""
+        """Store the currently pressed keys."""
         self._pressed = keys
 
     def next_picture(self, after: int) -> tuple[int, str, bytes]:
-        """Return number, text and JPEG of a picture behind ``after``, or of the latest in time."""
+        """Return number, text and JPEG of a picture newer than ``after``, or of the latest."""
         self._seen_s = time.monotonic()
         with self.changed:
             self.changed.wait_for(lambda: self.number > after, _LONGEST_WAIT_S)
@@ -90,7 +90,7 @@ class PlayPage(PageServer):
         self.server_close()
 
     def __enter__(self) -> Self:
-        """Return this."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ class PlayPage(PageServer):
 
 
 class _PlayRequest(PageRequest):
-    """Answers GET and HEAD, and takes keys."""
+    """Answers GET and HEAD, and receives keys."""
 
     server: PlayPage
 
@@ -122,8 +122,8 @@ class _PlayRequest(PageRequest):
             raise KeyError(path)
 
     def do_POST(self) -> None:  # noqa: N802 - http.server names it
-        """Take the keys that are pressed, as a list of their names."""
-        # A page from elsewhere cannot send this header without being asked for permission.
+        """Receive the pressed keys, as a list of their names."""
+        # Pages of other sites cannot send this header without permission.
         if self.path != "/api/keys" or self.headers.get("X-Fastrl") != "keys":
             self.close_connection = True
             self.fail(HTTPStatus.NOT_FOUND)

@@ -14,9 +14,9 @@ from fastrl.imports import how_to_install
 from fastrl.play.key_map import NAMED
 
 _SMALLEST = 480
-"""Pixels of the longer side; smaller pictures are enlarged by a whole factor."""
+"""Least pixels of the longer side; smaller pictures are enlarged by a whole factor."""
 _CHARACTERS = range(33, 127)
-"""Codes of keys that are named by a character of ASCII."""
+"""Codes of keys named by an ASCII character."""
 _ALIASES = {"return": "enter", "left shift": "shift", "right shift": "shift"} | {
     "left ctrl": "ctrl",
     "right ctrl": "ctrl",
@@ -27,10 +27,10 @@ class PlayWindow:
     """A window; Escape closes it.
 
     Args:
-        title: Of the window.
+        title: Title of the window.
 
     Raises:
-        ConfigError: pygame is missing, or opens no window here.
+        ConfigError: pygame is missing, or cannot open a window here.
     """
 
     def __init__(self, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Samplers, which collect rollouts in this process or in worker processes."""
+"""Samplers, which collect rollouts in this process or in worker processes; see `build`."""
 
 from fastrl.sampling.build import env_factory, initial_weights, make_plan, make_sampler
 from fastrl.sampling.device_sampler import DeviceSampler

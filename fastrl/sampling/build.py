@@ -1,4 +1,4 @@
-"""Makes a sampler from a configuration."""
+"""Builds a sampler from a configuration; `sampler` has the interface of samplers."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ Weights = Mapping[str, Tensor] | None
 OnFault = Callable[[Fault], None] | None
 
 _SPINS = 300
-"""About 40 µs, longer than a handoff to a peer that is awake."""
+"""Attempts before a wait: about 40 µs, longer than a handoff to a process that is awake."""
 
 
 def env_factory(config: Config) -> EnvFactory:
     """Return the factory of a run's environments, for sampling and evaluation.
 
     Raises:
-        EnvError: ``sampler.kind`` is device, which cannot step environments of this id.
-        ConfigError: It can, but not add the previous action and reward to observations.
+        EnvError: ``sampler.kind`` is device, but the environment cannot be stepped on a device.
+        ConfigError: On a device, the previous action and reward cannot be added to observations.
     """
     build = device_factory if config.sampler.kind == "device" else EnvFactory.from_config
     factory = build(config.env)
@@ -82,19 +82,19 @@ def make_plan(
     if env_spec is not None:
         instance("env_spec", env_spec, EnvSpec)
     engine = registry.chosen("engine", config.sampler.engine, "sampler.engine")
-    sampler_builder(config)  # an unknown one is an error before anything is built
+    sampler_builder(config)  # raises for an unknown one before anything is built
     topology, factory = config.topology, env_factory(config)
     if env_spec is None and config.sampler.kind == "device":
-        # It is stepped in this process anyway.
+        # A device's environments are stepped in this process anyway.
         env_spec = factory.probe()
     elif env_spec is None:
         env_spec = call_in_child(
             factory.probing, config.sampler.start_timeout_s, config.env.close_timeout_s
         )
     factory = factory.with_masks_of(env_spec)
-    # Workers lack the registrations and the script of this process, so they are sent the class.
+    # The class is sent, as workers lack the registrations and the script of this process.
     own_class = None if random_actions else check_model_class(config.model)
-    # Another class declares its outputs and its memory.
+    # Other classes declare outputs and memory themselves.
     is_plain = config.model.class_path is None and config.model.recurrent is None
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
@@ -114,14 +114,14 @@ def make_plan(
         check_steps=config.faults.bad_numbers == "truncate_episode",
         outputs=LOG_PROB_AND_VALUE if is_plain else None,
         wanted_fields=config.algorithm.wanted_fields,
-        # Samplers of algorithms have sequences of their own.
+        # Samplers of algorithms define their own sequences.
         sequence_length=None if config.algorithm.own_sampler else config.sequence_length,
         spins=spins_of(topology, usable_cores()),
     )
 
 
 def spins_of(topology: Topology, cores: int) -> int:
-    """Return `SamplingPlan.spins` for a machine: workers spin only where each has a core."""
+    """Return `SamplingPlan.spins` for a machine: workers spin only if each has a core."""
     # The learner and the throughput process sleep while workers work.
     return _SPINS if cores >= topology.num_env_workers + topology.num_model_workers else 0
 
@@ -137,7 +137,7 @@ def sampler_builder(config: Config) -> Any:
         ConfigError: It cannot be imported.
     """
     if config.cluster is not None:
-        # Imported only here, as it is a room above, and with it comes the package ray.
+        # Imported only here, as it is a higher package and needs the package ray.
         return import_object("fastrl.cluster.cluster_sampler:cluster_sampler", "cluster")
     return registry.chosen("sampler", config.sampler.kind, "sampler.kind")
 
@@ -232,7 +232,7 @@ def device_sampler(
             stack.pop_all()
         return sampler
     if device.type == "cpu":
-        # The plan's environments are compiled loops then.
+        # The plan's environments are compiled loops in this case.
         return serial_sampler(config, plan, weights, on_fault)
     env, params = configured(config.env, device)
     if config.model.previous_action_reward:
@@ -251,13 +251,13 @@ def dataset_sampler(
 
 
 def check_sources(config: Config, plan: SamplingPlan) -> None:
-    """Check what a run learns from beside environments, before it has a directory.
+    """Check a run's dataset or expert, before the run has a directory.
 
     Raises:
-        ConfigError: The dataset is missing or does not fit.
+        ConfigError: The dataset is missing or does not match the environment.
     """
     section = config.algorithm
-    # The learner of another algorithm reads it when it is built, which is before that, too.
+    # The learners of other algorithms read it when they are built, which is early enough, too.
     if section.needs_dataset and section.own_sampler is not None:
         path, episodes, key = named_dataset(config)
         bounds = config.env.action_bounds
@@ -265,15 +265,15 @@ def check_sources(config: Config, plan: SamplingPlan) -> None:
 
 
 def require_environments(config: Config) -> None:
-    """Reject an algorithm with a sampler of its own, whose speed says nothing of environments.
+    """Reject an algorithm with its own sampler, whose speed is not that of environments.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: The algorithm has its own sampler.
     """
     if config.algorithm.own_sampler is not None:
         raise ConfigError(
-            f"algorithm.name: sampling is measured without {config.algorithm.name}, which has a "
-            "sampler of its own; add algorithm.name=ppo"
+            f"algorithm.name: sampling is measured without {config.algorithm.name}, which has its "
+            "own sampler; add algorithm.name=ppo"
         )
 
 

@@ -1,4 +1,4 @@
-"""Rollouts of demonstrations instead of environments, for algorithms that learn offline."""
+"""A sampler of demonstrations instead of environments, for offline algorithms."""
 
 from __future__ import annotations
 
@@ -29,20 +29,19 @@ class DatasetSampler(CountingSampler):
     """Returns all demonstrations in every rollout, so that an update is an epoch.
 
     A rollout has one slot and a row for each step, T = N and B = 1. For a policy with a memory it
-    has several, in each of which whole episodes follow each other; see
-    `fastrl.datasets.streams.rollout_fields`. It holds no states of the policy. ``episodes`` is
-    empty, since none was played. Nothing is copied between rollouts, and there is no state to
-    resume.
+    has several slots of consecutive whole episodes; see `fastrl.datasets.streams.rollout_fields`.
+    It contains no states of the policy. ``episodes`` is empty, since none was played. Nothing is
+    copied between rollouts, and there is no state to resume.
 
     Args:
         plan: The environment and the policy.
-        demonstrations: Of the same environment.
+        demonstrations: Demonstrations of the same environment.
         held_out: Share of the episodes that the field ``held_out`` marks, drawn by the run's seed:
-            at least one where there are two, and never all. They do not count as steps.
+            at least one of two or more, and never all. They do not count as steps.
         sequence_length: L, of which T is a multiple, for a policy with a memory; None without.
 
     Raises:
-        ConfigError: The demonstrations have no fields of the environment.
+        ConfigError: The demonstrations belong to another environment.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class DatasetSampler(CountingSampler):
     ) -> None:
         instance("demonstrations", demonstrations, Demonstrations)
         if demonstrations.env_spec != plan.env_spec:
-            raise ConfigError("the demonstrations are not of the plan's environment")
+            raise ConfigError("the demonstrations are not from the plan's environment")
         super().__init__(plan, CounterBoard(["dataset"]))
         self._version = 0
         episodes = _drawn_episodes(len(demonstrations.lengths), held_out, plan.seed)

@@ -36,7 +36,7 @@ from fastrl.workers.plan import SamplingPlan
 _LOGGER = logging.getLogger(__name__)
 _WORKER = "env-worker-0"
 _STEPS_PER_GRAPH = 32
-"""On a GPU; compile time grows with it, and launch time falls."""
+"""Steps per graph on a GPU: more take longer to compile and less time to launch."""
 
 
 class DeviceSampler(CountingSampler):
@@ -45,9 +45,9 @@ class DeviceSampler(CountingSampler):
     Rollouts are new tensors on that device, without a limit of validity.
 
     Args:
-        plan: What to sample, by one env worker, on its only device.
+        plan: Plan with one env worker and one device.
         env: The tensor environment, or all environments of the plan, which are closed by `close`.
-        params: Parameters of a tensor environment, on that device.
+        params: Parameters of a tensor environment, on the same device.
         state_dict: First parameters of the policy; by default those of a freshly built model.
         squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
         check_numbers: Reject rollouts with a NaN or an infinity.
@@ -74,7 +74,7 @@ class DeviceSampler(CountingSampler):
             workers = plan.topology.num_env_workers
             raise ConfigError(f"num_env_workers must be 1 on a device, got {workers}")
         self._device, self._schema = existing_device(plan.device(0)), plan.schema
-        # It keeps its state itself.
+        # The environment keeps its own state.
         self._stateful = env if isinstance(env, DeviceEnv) else None
         self._model = _built(plan, self._device)
         policy: TensorPolicy = (
@@ -93,7 +93,7 @@ class DeviceSampler(CountingSampler):
         self._resumed: State | None = None
         if self._model is not None:
             self._publish(self._model.state_dict() if state_dict is None else state_dict)
-        # Last, as nothing would close the counters after an error.
+        # Last, as an error would leave the counters open.
         super().__init__(plan, CounterBoard([_WORKER]))
 
     def start(self) -> None:
@@ -135,7 +135,8 @@ class DeviceSampler(CountingSampler):
         """Call the object that holds all environments, now; see `Sampler`.
 
         Raises:
-            EnvError: The call failed; or this is a tensor environment, which is pure functions.
+            EnvError: The call failed; or this is a tensor environment, which has no methods to
+                call.
         """
         self._check_open()
         if self._stateful is not None:

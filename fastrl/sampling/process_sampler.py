@@ -1,4 +1,4 @@
-"""Samplers over one shared table: what they share, and the one in N + M worker processes."""
+"""The sampler in N + M worker processes, and the base class of samplers with a shared table."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from fastrl.workers.plan import SamplingPlan, WorkerContext
 from fastrl.workers.watchdog import Deadlines
 
 _SLICE_S = 0.1
-"""How often a waiting learner checks workers while no part of a rollout is completed."""
+"""Interval of a waiting learner's checks of workers while no part of a rollout is completed."""
 _CHECK_S = 0.5
-"""How often it checks them otherwise."""
+"""Interval of these checks otherwise."""
 _POLL_S = 0.001
-"""How often it checks whether workers rest."""
+"""Interval of checks whether workers rest."""
 
 
 class TableSampler(CountingSampler):
@@ -162,12 +162,12 @@ class TableSampler(CountingSampler):
 
     @abstractmethod
     def _worker_states(self) -> list[bytes]:
-        """Return what `EnvStepper.pack_state` returns in each env worker."""
+        """Return the result of `EnvStepper.pack_state` of each env worker."""
 
     def _carried(self, rollout: int) -> dict[str, dict[str, NDArray[Any]]]:
-        """Return what a rollout begins with, ``[B, *]`` by kind and name, as views.
+        """Return the initial data of a rollout, ``[B, *]`` by kind and name, as views.
 
-        Workers continue from the last observations in the bank before, and from the live states.
+        Workers continue from the last observations in the previous bank, and from the live states.
         """
         table = self._context.table
         last = table.banks[(rollout - 1) % NUM_BANKS]
@@ -222,7 +222,7 @@ class ProcessSampler(TableSampler):
         asynchronous: Fill one bank while the learner uses the other, with parameters that may be
             one update old (see `Rollout.policy_version`). Otherwise the whole rollout is sampled
             with the newest parameters.
-        deadlines: After how long a worker without progress has failed.
+        deadlines: Times after which a worker without progress has failed.
         faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.

@@ -1,4 +1,4 @@
-"""The contract of samplers, their statistics, and the base class of samplers of a plan."""
+"""The interface of samplers, their base classes, and their statistics."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Sampler(Protocol):
 
     @abstractmethod
     def stats(self, *, details: bool = False) -> SamplerStats:
-        """Return what the workers have done so far and how long it took; also after `close`.
+        """Return counts and times of the workers so far; also after `close`.
 
         Args:
             details: Add latencies and memory, which takes milliseconds per worker.
@@ -83,10 +83,10 @@ class Sampler(Protocol):
 
     @abstractmethod
     def pause(self, timeout_s: float = 120.0) -> None:
-        """Return once this sampler occupies no core; the next `collect` continues.
+        """Wait until this sampler uses no core; the next `collect` continues.
 
-        Env workers complete the current step, and model workers answer open requests. Resets of
-        spare environments that are under way continue.
+        Env workers complete the current step, and model workers answer open requests. Running
+        resets of spare environments continue.
 
         Raises:
             WorkerError: A worker failed, or was still busy after ``timeout_s``.
@@ -98,7 +98,7 @@ class Sampler(Protocol):
         """Return the state of the environments and episodes as plain data.
 
         A sampler of the same plan, apart from ``first_rollout``, that continues from it collects
-        what this one would collect. Its item ``rollouts`` is the number of rollouts of the run.
+        the same rollouts as this one. Its item ``rollouts`` is the number of rollouts of the run.
 
         Returns:
             The state; None if no episode has begun.
@@ -125,8 +125,8 @@ class Sampler(Protocol):
         environment gets the last call of each method and the last value of each attribute.
 
         Raises:
-            EnvError: An environment has no such method or attribute, or raised; names it. Other
-                environments may have made the call.
+            EnvError: An environment has no such method or attribute, or raised; the error names it.
+                Other environments may have made the call.
             WorkerError: A worker failed too often.
             FastrlError: The sampler was closed.
         """
@@ -136,7 +136,8 @@ class Sampler(Protocol):
         """Set the policy's parameters from the next rollout on; return their version.
 
         Raises:
-            FastrlError: The sampler draws random actions, or the parameters are another model's.
+            FastrlError: The sampler draws random actions, or the parameters belong to another
+                model.
         """
 
     @abstractmethod
@@ -173,7 +174,7 @@ class BaseSampler(Sampler):
 
     @property
     def _num_rollouts(self) -> int:
-        """Rollouts of the run that were returned."""
+        """Number of returned rollouts of the run."""
         return self._plan.first_rollout + self._next_rollout
 
     def _check_open(self) -> None:
@@ -182,7 +183,7 @@ class BaseSampler(Sampler):
 
 
 class CountingSampler(BaseSampler):
-    """Counts what a plan's workers do.
+    """A sampler that counts the steps and times of a plan's workers.
 
     Args:
         plan: The plan of sampling.
@@ -241,7 +242,7 @@ class CountingSampler(BaseSampler):
 
     @cached_property
     def _indices(self) -> NDArray[np.int64]:
-        """``[B]``: the environment of the run in each slot."""
+        """``[B]``: index in the run of each slot's environment."""
         indices = np.zeros(self.topology.num_envs, np.int64)
         for worker, group in self.topology.all_groups():
             slots = self.topology.slots(worker, group)
@@ -251,7 +252,7 @@ class CountingSampler(BaseSampler):
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of one process in MiB: in use, and held by it alone."""
+    """Memory of one process in MiB: in use, and used by it alone."""
 
     rss_mib: float
     unique_mib: float
@@ -280,9 +281,9 @@ class SamplerStats:
     neither has details. All times are sums in nanoseconds.
 
     Attributes:
-        time_ns: Monotonic time of the sampling machine; of a difference, its duration.
+        time_ns: Monotonic time of the sampling machine; the duration in a difference.
         workers: Names of the workers: ``env-worker-0``, …, then ``model-worker-0``, ….
-        env_steps: ``[workers] int64``, as all that follow: environment steps.
+        env_steps: ``[workers] int64``, like the following: environment steps.
         episodes: Completed episodes.
         stepping_ns: Stepping and resetting environments.
         inference_ns: Running the policy.
@@ -292,10 +293,10 @@ class SamplerStats:
         inferred_frames: Observations that the policy has processed.
         inference_calls: Calls of the policy.
         ending_steps: Steps of a group of environments in which an episode ended.
-        ending_steps_ns: Their time, a part of ``stepping_ns``.
+        ending_steps_ns: Time of these steps, a part of ``stepping_ns``.
         handoff_us: Detail: median handoff latency in microseconds, from post to wake-up, by the
             kind of the woken worker; empty if env workers run the policy.
-        memory: Detail: by process.
+        memory: Detail: memory by process.
     """
 
     time_ns: int
@@ -334,7 +335,7 @@ class SamplerStats:
 
     @property
     def steps_per_s(self) -> float:
-        """Environment steps of all workers per second, of a difference."""
+        """Environment steps of all workers per second, in a difference."""
         return self.frames * 1e9 / max(self.time_ns, 1)
 
     @property
@@ -351,7 +352,7 @@ class SamplerStats:
         }
 
     def by_kind(self) -> Self:
-        """Return the sums over all env workers, and over all model workers where there are any."""
+        """Return the sums over all env workers, and over all model workers, if any."""
         kinds = [worker.rpartition("-")[0] for worker in self.workers]
         names = tuple(dict.fromkeys(kinds))
         rows = np.array([[kind == name for kind in kinds] for name in names], np.int64)

@@ -1,4 +1,4 @@
-"""All environments and the policy in this process: for debuggers, and as test oracle."""
+"""The sampler with all environments and the policy in this process, for debugging and tests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SerialSampler(TableSampler):
             self._steppers.append(EnvStepper(context, worker))
         for policy in range(topology.num_policies):
             if not topology.num_model_workers:
-                # The env worker itself builds it.
+                # The env worker builds it itself.
                 self._streams.turn_to(policy)
             self._policies.append(
                 PolicyRunner(context.plan, context.table, context.weights, policy)

@@ -24,34 +24,34 @@ from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.watchdog import Deadlines
 
 _POLL_S = 0.001
-"""How often it is checked whether a part is complete."""
+"""Interval of checks whether a part is complete."""
 _CHECK_S = 0.1
-"""How often workers are checked meanwhile."""
+"""Interval of checks of the workers meanwhile."""
 _WORKER = "env-worker-0"
-"""What each part calls its worker."""
+"""Name of the worker within each part."""
 
 
 class UnevenSampler(BaseSampler):
     """Collects rollouts from a share of the env workers; see `Sampler` for the contract.
 
     Each env worker fills rollouts of T steps at its own pace, in a `ProcessSampler` of its own.
-    `collect` waits until a share of them has completed one, and returns all that are complete side
-    by side. The others stay under way and come with a later rollout. So B changes from rollout to
-    rollout; `Rollout.slots` says which slots of the run they are.
+    `collect` waits until a share of them has completed one, and returns all complete ones side by
+    side. The others continue and come with a later rollout. So B changes from rollout to rollout;
+    `Rollout.slots` lists the slots of the run.
 
     Nothing is dropped or repeated: the parts of a slot are consecutive, each transition is in one
-    of them, and an episode continues in the next part of its slot, however many rollouts later. A
-    slot contributes as many steps as its worker makes; per slot its steps and episodes are those
-    that it would have alone. The mean over a rollout is therefore weighted by speed, and that over
-    the first episodes of a run favours short and fast ones.
+    of them, and an episode continues in the next part of its slot. The steps and episodes of a slot
+    are those that it would have alone, but fast slots contribute more. So a mean over a rollout is
+    weighted by speed, and a mean over the first episodes of a run favours short and fast ones.
 
-    A slow part is sampled with the weights of its first step. `Rollout.policy_version` tells them.
+    A slow part is sampled with the weights of its first step. `Rollout.policy_version` has their
+    version.
 
     Args:
-        plan: What to sample; without model workers.
+        plan: Plan without model workers.
         state_dict: First parameters; by default those of a freshly built model.
         wait: Share of the env workers that a rollout waits for, above 0 and at most 1.
-        deadlines: After how long a worker without progress has failed.
+        deadlines: Times after which a worker without progress has failed.
         faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.
@@ -120,7 +120,7 @@ class UnevenSampler(BaseSampler):
             return self._assembled()
 
     def _receive(self, is_due: bool) -> None:
-        """Take what is complete; check the workers of all other parts where that is due."""
+        """Receive complete parts; check the workers of all others if that is due."""
         now_s = time.monotonic()
         for worker, part in enumerate(self._parts):
             if worker not in self._arrived and (is_due or part.is_complete):
@@ -132,7 +132,7 @@ class UnevenSampler(BaseSampler):
             self._checked_s = now_s
 
     def _assembled(self) -> Rollout:
-        """Copy what has arrived into the next bank."""
+        """Copy the received parts into the next bank."""
         size = self.topology.envs_per_worker
         parts = [
             (sent, range(worker * size, (worker + 1) * size))
@@ -176,11 +176,11 @@ class UnevenSampler(BaseSampler):
         return None
 
     def set_state(self, state: State) -> None:
-        """See `Sampler`; there are no such states."""
+        """See `Sampler`; this sampler has no states."""
         raise StateError("with sampler.wait environments cannot continue from a state")
 
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """See `Sampler`; each worker gets them with its next part."""
+        """See `Sampler`; each worker uses them from its next part on."""
         return max([part.publish(state_dict) for part in self._parts])
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class UnevenSampler(BaseSampler):
 
 
 def _part_of(plan: SamplingPlan, worker: int) -> SamplingPlan:
-    """Return the plan of one env worker, with the seeds and noise that it has in the whole."""
+    """Return the plan of one env worker, with the seeds and noise of the whole plan."""
     whole = plan.topology
     topology = replace(
         whole,
@@ -230,7 +230,7 @@ def _renaming(faults: FaultPolicy, worker: int) -> FaultPolicy:
 
 @contextmanager
 def _named(worker: int) -> Iterator[None]:
-    """Let errors of one part name the worker of the whole."""
+    """Rename the worker of a part in its errors."""
     try:
         yield
     except WorkerError as error:

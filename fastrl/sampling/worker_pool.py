@@ -1,4 +1,4 @@
-"""The workers of a sampler: starts, watches and replaces them, and reports their faults."""
+"""The workers of a sampler: starts, checks and replaces them, and reports their failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMED_ENV = re.compile(r"^[\w-]+ failed: \w*Error: env (\d+)\b")
 _LISTED = 8
 _HOUR_S = 3600.0
 _MAX_FAILED_STARTS = 3
-"""Failures of a worker in a row before its first step that end the run."""
+"""Consecutive failures of a worker before its first step that end the run."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -39,10 +39,10 @@ class Suspect:
     """An environment that was being stepped when its worker failed.
 
     Attributes:
-        env: Its index in the run.
-        seed: Its seed.
-        episode: Number of the episode since it was seeded, from 0.
-        action: The latest action chosen for it, as the policy sampled it.
+        env: Index of the environment in the run.
+        seed: Seed of the environment.
+        episode: Number of its episode since it was seeded, from 0.
+        action: Its latest action, as the policy sampled it.
     """
 
     env: int
@@ -56,12 +56,12 @@ class Fault:
     """A worker that failed and was replaced.
 
     Attributes:
-        worker: Its name.
-        cause: One line.
+        worker: Name of the worker.
+        cause: Cause of the failure, in one line.
         remote_traceback: The worker's traceback, empty if it died without one.
-        restarts: How often it was replaced within the last hour.
-        rollout: The rollout that it was filling.
-        step: The step in that rollout.
+        restarts: Number of its replacements within the last hour.
+        rollout: Index of its rollout.
+        step: Step in that rollout.
         suspects: The environment that raised, or all that were being stepped.
     """
 
@@ -90,10 +90,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultPolicy:
-    """How often workers may fail.
+    """Limits of the replacements of workers.
 
     Attributes:
-        max_restarts: How often each worker is replaced within an hour; one more failure ends the
+        max_restarts: Most replacements of each worker within an hour; one more failure ends the
             run with its cause.
         on_fault: Called with each worker failure that leads to a replacement; by default the
             logger ``fastrl.sampling.worker_pool`` warns.
@@ -106,7 +106,7 @@ class FaultPolicy:
         """Check the attributes.
 
         Raises:
-            ConfigError: One has the wrong type or value.
+            ConfigError: An attribute has a wrong type or value.
         """
         whole("max_restarts", self.max_restarts, at_least=0)
         if self.on_fault is not None:
@@ -134,15 +134,15 @@ class EnvHistory:
 class WorkerPool:
     """N env workers and M model workers.
 
-    A successor of a failed worker continues where that one stopped. Its progress is in shared
-    memory, and the other workers wait for nothing else (see `fastrl.workers.handoff`).
+    The successor of a failed worker continues at the same step. Progress is stored in shared
+    memory, so the other workers are not affected (see `fastrl.workers.handoff`).
 
     Args:
-        context: What the workers share.
-        episodes: Records episodes that end between two rollouts.
-        deadlines: After how long a worker without progress has failed.
-        policy: How often each may fail.
-        history: What env workers do with their environments; updated when one is replaced.
+        context: Shared objects of the workers.
+        episodes: Tracker of episodes, for those that end between two rollouts.
+        deadlines: Times after which a worker without progress has failed.
+        policy: Limits of replacements.
+        history: Seeds, states and calls of the environments; updated at replacements.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class WorkerPool:
         """Replace workers that have failed or are overdue.
 
         Raises:
-            WorkerError: One has failed too often.
+            WorkerError: A worker has failed too often.
         """
         failures = self._supervisor.failures()
         for name, message in self._watchdog.overdue():
@@ -191,7 +191,7 @@ class WorkerPool:
             self._replace(error)
 
     def states(self, timeout_s: float) -> list[bytes]:
-        """Return what `EnvStepper.pack_state` returns in each env worker, between two rollouts.
+        """Return the result of `EnvStepper.pack_state` of each env worker, between two rollouts.
 
         Raises:
             StateError: An environment cannot be saved, or a worker did not answer in time.
@@ -205,11 +205,11 @@ class WorkerPool:
     def call(self, calls: Sequence[EnvCall], timeout_s: float) -> None:
         """Make calls in the environments of every env worker, between two rollouts.
 
-        A worker that does not answer in time is replaced; its successor makes the calls of the
-        history, which has these already.
+        A worker that does not answer in time is replaced; its successor repeats the calls of the
+        history, which includes these.
 
         Raises:
-            EnvError: An environment has no such method or attribute, or raised; names it.
+            EnvError: An environment has no such method or attribute, or raised; the error names it.
             WorkerError: A worker has failed too often.
         """
         answers = self._ask({"calls": pack_calls(calls)}, timeout_s)
@@ -217,7 +217,7 @@ class WorkerPool:
             if "error" in answer:
                 raise EnvError(answer["error"])
         for name, answer in answers.items():
-            # The next check finds those that have ended by themselves, with the reason.
+            # The next check finds workers that have died, with the reason.
             if "lost" in answer and name not in self._pipes:
                 self._supervisor.kill(name)
                 self._replace(WorkerError(name, answer["lost"]))
@@ -233,9 +233,9 @@ class WorkerPool:
         for name in names:
             answers[name] = self._receive(name, until_s)
             if "lost" not in answers[name]:
-                with suppress(OSError):  # then there is no answer either
+                with suppress(OSError):  # a dead worker does not answer either
                     self._pipes[name].send_bytes(content)
-        # All of them, even after a failure: a worker waits until its answer is read.
+        # Read all answers, even after a failure, as a worker waits until its answer is read.
         for name in names:
             if "lost" not in answers[name]:
                 answers[name] = self._receive(name, until_s)
@@ -256,7 +256,7 @@ class WorkerPool:
 
     def stop(self) -> None:
         """End all workers."""
-        # Pipes first, as a worker may be waiting for a request.
+        # Close pipes first, as a worker may wait for a request.
         for name in list(self._pipes):
             self._close_pipe(name)
         self._supervisor.stop()
@@ -300,19 +300,19 @@ class WorkerPool:
             self._policy.on_fault(fault)
         self._replaced[name] += 1
         self._watchdog.restart(name)
-        self._context.counters.row(name)[Counter.AT_REST] = 0  # the predecessor's
+        self._context.counters.row(name)[Counter.AT_REST] = 0  # of the predecessor
         self._start(name)
 
     def _count(self, error: WorkerError) -> int:
         """Count a failure; return the number within the last hour.
 
         Raises:
-            WorkerError: There were too many.
+            WorkerError: The worker has failed too often.
         """
         name, limit = error.worker, self._policy.max_restarts
         started = self._watchdog.has_started(name)
         self._failed_starts[name] = 0 if started else self._failed_starts[name] + 1
-        # A first worker that fails before its first step would fail again.
+        # A new worker that fails before its first step would fail again.
         if limit == 0 or (not started and not self._replaced[name]):
             raise error
         failed_s, now_s = self._failed_s[name], time.monotonic()
@@ -369,7 +369,7 @@ class WorkerPool:
 
 
 def _closed_envs(context: WorkerContext, worker: str) -> int:
-    """Return how many environments a worker has begun to close."""
+    """Return the number of environments that a worker has begun to close."""
     return max(0, int(context.counters.row(worker)[Counter.RESETTING]) - CLOSING + 1)
 
 

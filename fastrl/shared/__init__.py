@@ -1,1 +1,1 @@
-"""Memory that processes share: the table, its rollouts, and weights."""
+"""Shared memory: blocks and signals, the table, its rollouts, and weights."""

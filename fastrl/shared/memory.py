@@ -1,4 +1,4 @@
-"""Anonymous shared memory, and signals in it: neither has a name that a killed process leaves.
+"""Anonymous shared memory and signals, which the kernel frees after killed processes, too.
 
 A block is a file descriptor without a path. Workers receive it when they start, and the kernel
 frees it with its last user. It does not count against the size of ``/dev/shm``.
@@ -6,7 +6,7 @@ frees it with its last user. It does not count against the size of ``/dev/shm``.
 Signals are counting semaphores between processes, the only wait/notify primitive. On Linux a signal
 is a POSIX semaphore in a block. Posting is a release and waiting an acquire: what was written to
 shared memory before `Signal.post` is visible after `Signal.wait`. Elsewhere a signal is a semaphore
-of the standard library. ``FASTRL_PORTABLE_SIGNALS=1`` chooses it on Linux, too, so that it can be
+of the standard library. ``FASTRL_PORTABLE_SIGNALS=1`` chooses this on Linux, too, so that it can be
 tested there.
 """
 
@@ -34,20 +34,20 @@ from fastrl.errors import FastrlError
 from fastrl.system import free_bytes
 
 CACHE_LINE = 64
-"""Size in bytes; two processes that write to one line slow each other down."""
+"""Bytes of a cache line; two processes that write to one line slow each other down."""
 PORTABLE = "FASTRL_PORTABLE_SIGNALS"
-"""The environment variable that chooses the signals of other systems."""
+"""Environment variable that chooses the signals of other systems."""
 
 _UNNAMED = sys.platform.startswith("linux")
 
 
 class SharedBlock:
-    """A block of zeroed bytes that this process and the workers it starts share.
+    """A block of zeroed bytes, shared between this process and its workers.
 
     Arrays over it stay valid as long as they are referenced, also after `close`.
 
     Args:
-        num_bytes: Size; reserved at once, as a later lack of memory would be a SIGBUS in a worker.
+        num_bytes: Size; reserved at once, as a later lack of memory would end a worker by SIGBUS.
 
     Raises:
         FastrlError: There is not enough memory, or no descriptor is left.
@@ -79,7 +79,7 @@ class SharedBlock:
 
 
 class Shared(ABC):
-    """Holds shared blocks. Workers receive it at their start and make their own views of them."""
+    """Owns shared blocks, of which workers make their own views when they start."""
 
     @abstractmethod
     def _attach(self) -> None:
@@ -110,11 +110,11 @@ class SharedArrays(Shared):
     """Zeroed arrays in one block, each from the beginning of a cache line.
 
     Attributes:
-        arrays: In the order of the layout.
+        arrays: The arrays in the order of the layout.
 
     Args:
-        layout: Shape and dtype of each array. Those of Python objects are not shared: each process
-            has its own, of None.
+        layout: Shape and dtype of each array. Arrays of Python objects are not shared: each process
+            has its own, filled with None.
         shared: Whether there is a block; without it the arrays belong to this process alone.
 
     Raises:
@@ -157,7 +157,7 @@ def align(offset: int, alignment: int = CACHE_LINE) -> int:
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Return the bytes of an array and of what fills its last cache line; 0 for objects."""
+    """Return the bytes of an array, rounded up to cache lines; 0 for objects."""
     return 0 if dtype.hasobject else align(math.prod(shape) * dtype.itemsize)
 
 
@@ -218,7 +218,7 @@ class Signal(Protocol):
         Args:
             timeout_s: Longest time to block.
             spins: Attempts before blocking (about 0.15 µs each); they occupy a core, so they pay
-                only where one is free.
+                only if a core is free.
         """
 
 
@@ -291,14 +291,14 @@ class _LinuxSignal:
 
 
 class _PortableSignal:
-    """A semaphore of the standard library, where unnamed ones do not exist."""
+    """A semaphore of the standard library, for systems without unnamed ones."""
 
     def __init__(self, semaphore: Any) -> None:
         self._semaphore = semaphore
         self.post = semaphore.release
 
     def initialise(self) -> None:
-        """Do nothing: the standard library has done it."""
+        """Do nothing: the standard library has initialised it."""
 
     def try_wait(self) -> bool:
         return bool(self._semaphore.acquire(False))

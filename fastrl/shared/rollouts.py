@@ -1,4 +1,4 @@
-"""Whole rollouts as views of shared memory, the episodes in them, and several side by side."""
+"""Rollouts as views of shared memory, their episodes, and rollouts of several samplers joined."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Episodes:
 
     Attributes:
         returns: ``[E]`` float64: undiscounted sum of rewards.
-        lengths: ``[E]`` int64: in environment steps.
+        lengths: ``[E]`` int64: lengths in environment steps.
         end_step: ``[E]`` int64: t of the last step.
         slot: ``[E]`` int64: column of the rollout.
         info: By name ``[E]`` float32: the values that `EnvSpec.episode_info` names.
@@ -39,10 +39,10 @@ class Episodes:
 
     @classmethod
     def joined(cls, parts: Sequence[Episodes], starts: Sequence[int]) -> Episodes:
-        """Return the episodes of rollouts that lie side by side.
+        """Return the episodes of rollouts that are joined side by side.
 
         Args:
-            parts: Of each rollout.
+            parts: Episodes of each rollout.
             starts: The column at which each rollout begins.
         """
         slots = [part.slot + start for part, start in zip(parts, starts, strict=True)]
@@ -67,7 +67,7 @@ class Rollout(FieldAccess):
     """T steps of B environments, as views of shared memory.
 
     In synchronous mode the views are valid until the second `Sampler.collect` from now, in
-    asynchronous mode until the next one: clone what must live longer.
+    asynchronous mode until the next one: clone tensors that you keep.
 
     Every field is an attribute and an item of ``fields``. Those of the default policy are listed
     here; another policy may return others, see `fastrl.models.PolicyModel`.
@@ -94,10 +94,10 @@ class Rollout(FieldAccess):
             algorithm requests it.
         episodes: The episodes that ended in this rollout.
         index: 0 for the first rollout of a sampler.
-        slots: ``[B]`` int64: which slot of the run each column is. None: column b is slot b. Only
-            the rollouts of a cluster, whose machines come and go, and of ``sampler.wait`` have it.
-        counted_steps: Environment steps that the rollout counts as in a run; None for T · B. It
-            differs where rows are learnt from again, or only evaluated.
+        slots: ``[B]`` int64: slot in the run of each column. None: column b is slot b. Only
+            rollouts of a cluster, whose machines may change, and of ``sampler.wait`` have it.
+        counted_steps: Number of environment steps that the rollout adds to a run; None for T · B.
+            It differs if rows are learnt from again, or only evaluated.
         restarted: ``[B]`` bool: the first step begins an episode although no step of the previous
             rollout ended one. True in the first rollout of a sampler, unless it resumed the
             episodes of another, and where a worker was replaced between two rollouts. None means
@@ -158,7 +158,7 @@ class Rollout(FieldAccess):
 
     @property
     def num_steps(self) -> int:
-        """Environment steps that the rollout counts as: ``counted_steps``, or T · B."""
+        """Number of environment steps of the rollout: ``counted_steps``, or T · B."""
         return self.reward.numel() if self.counted_steps is None else self.counted_steps
 
     def __repr__(self) -> str:
@@ -198,9 +198,9 @@ class EpisodeTracker:
         self._resumed = True
 
     def restart(self, slots: slice, rollout: int, done: int) -> None:
-        """Record that new environments take these slots after ``done`` steps of a rollout.
+        """Record that new environments use these slots after ``done`` steps of a rollout.
 
-        In the middle of a rollout this truncates the previous episodes. Episodes that are lost
+        In the middle of a rollout this truncates the previous episodes. Episodes that end
         between two rollouts have no last transition, so `Rollout.restarted` marks their slots and
         `Rollout.episodes` does not contain them.
         """
@@ -212,12 +212,12 @@ class EpisodeTracker:
         self._ended[slots] = -passed
 
     def episodes_since_restart(self, slots: slice, rollout: int, done: int) -> NDArray[np.int64]:
-        """Return how many episodes each environment has ended since its start, ``[slots]``."""
+        """Return the number of episodes of each environment since its start, ``[slots]``."""
         ended: NDArray[np.int64] = self._ended[slots] + self._unsealed(slots, rollout, done)
         return ended
 
     def _unsealed(self, slots: slice, rollout: int, done: int) -> NDArray[np.int64]:
-        """Return how many episodes have ended since the last sealed rollout."""
+        """Return the number of episodes since the last sealed rollout."""
         ended = np.zeros(slots.stop - slots.start, np.int64)
         for index in range(self._sealed, rollout + 1):
             bank = self._table.banks[index % NUM_BANKS]
@@ -277,7 +277,7 @@ class EpisodeTracker:
 
 @dataclass(frozen=True)
 class SentRollout:
-    """A rollout of one sampler on its way to a learner that joins several.
+    """A rollout of one sampler, sent to a learner that joins several.
 
     Attributes:
         memory: ``[num_bytes] uint8``: a bank, see `Layout`.
@@ -307,7 +307,7 @@ class JoinedRollouts:
 
         Args:
             index: See `Rollout`.
-            parts: The rollouts, each with the slots of the run that it is from.
+            parts: The rollouts, each with its slots of the run.
         """
         sizes = [len(slots) for _, slots in parts]
         bank = self._banks.get(index % NUM_BANKS)
@@ -325,7 +325,7 @@ class JoinedRollouts:
 
 
 class _JoinedBank:
-    """A bank of ``num_slots``, of all samplers; ``fields`` are those of a `Rollout`."""
+    """A bank of ``num_slots``, for all samplers; ``fields`` are those of a `Rollout`."""
 
     def __init__(self, layout_of: Callable[[int], Layout], num_slots: int) -> None:
         self._layout_of, self.num_slots = layout_of, num_slots
@@ -338,7 +338,7 @@ class _JoinedBank:
         """Copy banks side by side.
 
         Args:
-            sent: Of each sampler ``[num_bytes]``, see `Layout`.
+            sent: Bank of each sampler, ``[num_bytes]``; see `Layout`.
             sizes: B of each sampler.
         """
         if len(sent) == 1:

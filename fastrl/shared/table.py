@@ -39,7 +39,7 @@ class Axes(Enum):
 
 
 class Stage(IntEnum):
-    """When a field is written within a step; a bad number may come from an earlier stage.
+    """Stages of a step, in the order in which fields are written.
 
     Env workers write ``OBSERVED`` and ``STEPPED``, policy runners ``ACTED`` and ``VALUED``, each
     only in its own slots.
@@ -57,12 +57,12 @@ class Field:
 
     Attributes:
         name: Name of the field, an attribute of `Rollout`.
-        axes: Its leading axes.
+        axes: Leading axes of the field.
         spec: Trailing shape, and dtype; by leaf path for a field that is nested like a space.
-        stage: When, and by which kind of worker, it is written within a step.
+        stage: Stage of a step in which it is written, which determines the kind of worker.
         where: Flags; the field is written in steps with one of them set, and other rows hold
             arbitrary numbers. Empty for a field that is written in every step.
-        space: The space whose nesting it has in a `Rollout`; None for a single tensor.
+        space: Space that defines its nesting in a `Rollout`; None for a single tensor.
         in_rollout: Whether it is part of a `Rollout`.
         stride: L: steps of a segment, for ``Axes.SEGMENT``.
     """
@@ -78,7 +78,7 @@ class Field:
 
     @property
     def leaves(self) -> Mapping[str, TensorSpec]:
-        """Its tensors by leaf path; the path of a single tensor is empty."""
+        """Specs of its tensors by leaf path; the path of a single tensor is empty."""
         return {"": self.spec} if isinstance(self.spec, TensorSpec) else self.spec
 
     def shape(self, spec: TensorSpec, rollout_length: int, num_slots: int) -> tuple[int, ...]:
@@ -101,13 +101,13 @@ class Field:
 
 
 class BadNumber(NamedTuple):
-    """A number that is not finite, or a mask that allows no action.
+    """A number that is not finite, or a mask without a valid action.
 
     Attributes:
         field: Name of the field, with the leaf of its space.
         where: Step, slot, and indices within the slot.
         value: NaN or an infinity; None for a mask without a valid action.
-        stage: When the field is written within a step.
+        stage: Stage in which the field is written.
     """
 
     field: str
@@ -116,21 +116,21 @@ class BadNumber(NamedTuple):
     stage: Stage
 
     def __str__(self) -> str:
-        """Return what is wrong, in words."""
+        """Describe the number or the mask."""
         return f"{self.field} " + ("allows no action" if self.value is None else f"is {self.value}")
 
 
 class Schema:
-    """Every field of a transition, in the order in which they lie in memory.
+    """Every field of a transition, in the order of memory.
 
     Args:
         env_spec: Declares observations and actions.
-        outputs: What the policy returns beside actions, see `fastrl.spec.outputs_of`.
-        wanted: Optional fields that the algorithm asks for: ``final_observation``, of every step
+        outputs: Outputs of the policy; see `fastrl.spec.outputs_of`.
+        wanted: Optional fields that the algorithm requests: ``final_observation`` of every step
             in which an episode ended.
         extras: Further fields.
         state_size: S: numbers of the policy's state, see `PolicyModel`; 0 without a memory.
-        sequence_length: L: the rollout holds the state before every L-th step, which divides its
+        sequence_length: L: the rollout contains the state before every L-th step; L divides its
             length.
 
     Attributes:
@@ -206,7 +206,7 @@ class Schema:
     def first_bad_number(self, values: Mapping[str, Any]) -> BadNumber | None:
         """Return the bad number among `numbers` that may have caused all others, or None.
 
-        That is the one of the earliest step, and within a step of the earliest stage.
+        It is the one of the earliest step, and of the earliest stage within that step.
         """
         found = []
         for field, label, tensor in self.numbers(values):
@@ -223,7 +223,7 @@ class Schema:
         return min(found, key=lambda bad: (bad.where[0], bad.stage), default=None)
 
     def has_valid(self, values: Mapping[str, Any]) -> Tensor | None:
-        """Return ``[T+1, B] bool``: where an action is valid; None without masks."""
+        """Return ``[T+1, B] bool``: True if an action is valid; None without masks."""
         path = self.env_spec.action_mask
         return None if path is None else self.env_spec.has_valid(values["observation"][path])
 
@@ -234,12 +234,12 @@ class Schema:
 
     @property
     def keeps_final_observations(self) -> bool:
-        """Whether every final observation has a row; otherwise a slot has one for the latest."""
+        """Whether every final observation has a row; otherwise each slot has one for the latest."""
         return self.fields["final_observation"].axes is Axes.TIME
 
     @property
     def num_tensors(self) -> int:
-        """Tensors of all fields."""
+        """Number of tensors of all fields."""
         return sum(len(field.leaves) for field in self)
 
 
@@ -273,7 +273,7 @@ def _environment_fields(env_spec: EnvSpec, *, keep_final: bool) -> Iterator[Fiel
 
 
 def _policy_fields(env_spec: EnvSpec, outputs: Mapping[str, TensorSpec]) -> Iterator[Field]:
-    """Yield the fields of the policy and those that follow from them."""
+    """Yield the fields of the policy and those that depend on them."""
     acted = Stage.ACTED
     yield Field("action", Axes.TIME, env_spec.action, acted, space=env_spec.action_space)
     for name, spec in outputs.items():
@@ -287,8 +287,8 @@ def _policy_fields(env_spec: EnvSpec, outputs: Mapping[str, TensorSpec]) -> Iter
 def _state_fields(state_size: int, sequence_length: int) -> Iterator[Field]:
     """Yield the state of a policy with a memory.
 
-    Row k is the state before step k · L, reset where an episode begins there; with row K the next
-    rollout begins.
+    Row k is the state before step k · L, reset if an episode begins there; row K is the state with
+    which the next rollout begins.
     """
     if state_size:
         spec = TensorSpec((state_size,), torch.float32)
@@ -377,7 +377,7 @@ class Layout:
 
 
 class Table(Shared):
-    """The shared table: `NUM_BANKS` banks of the fields of a schema, and what no bank holds.
+    """The shared table: `NUM_BANKS` banks of the fields of a schema, and data outside of the banks.
 
     Attributes:
         banks: The fields of one rollout each.
@@ -402,7 +402,7 @@ class Table(Shared):
 
     @property
     def num_bytes(self) -> int:
-        """Size of all of it."""
+        """Size of the whole table in bytes."""
         return self._memory.num_bytes
 
     def memory(self, bank: int) -> NDArray[np.uint8]:
@@ -413,17 +413,16 @@ class Table(Shared):
     def live_state(self, bank: int, t: int) -> Tensor:
         """Return the policy's states ``[B, S] float32`` before step t of a bank's rollout.
 
-        They are as the step before left them, not reset. There are two halves in turn, so that of
-        the next step, t + 1, is another; with T + 1 the next rollout begins. Written by policy
-        runners, see `fastrl.workers.policy_runner`.
+        They are not reset. Two halves are used in turn, so t + 1 is in the other half; the next
+        rollout begins with T + 1. Written by policy runners, see `fastrl.workers.policy_runner`.
         """
         return self._live[(bank * (self.rollout_length + 1) + t) % 2]
 
     def poison(self, bank: int) -> None:
         """Fill a bank with values that no worker writes, so that unwritten elements can be found.
 
-        It leaves the last observations: in asynchronous mode the next rollout may not have copied
-        them yet.
+        The last observations are not changed: in asynchronous mode the next rollout may still have
+        to copy them.
         """
         for field, _, tensor in self.schema.tensors(self.banks[bank].fields):
             target = tensor[:-1] if field.stage is Stage.OBSERVED else tensor
@@ -435,7 +434,7 @@ class Table(Shared):
         The poison of other dtypes is a legal value.
 
         Raises:
-            FastrlError: Names the field and its first unwritten position.
+            FastrlError: An element is unwritten; the error names the field and the first position.
         """
         for field, name, tensor in self.schema.tensors(self.banks[bank].fields):
             is_float = tensor.is_floating_point()

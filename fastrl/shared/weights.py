@@ -18,7 +18,7 @@ def check_tensors(given: Mapping[str, Tensor]) -> None:
     """Reject values that are not state dicts.
 
     Raises:
-        FastrlError: It is not a mapping, or a value in it is not a tensor.
+        FastrlError: ``given`` is not a mapping, or a value in it is not a tensor.
     """
     if not isinstance(given, Mapping):
         raise FastrlError(f"parameters are a state dict of tensors by name, got {brief(given)}")
@@ -55,10 +55,10 @@ class WeightLayout:
     """The places of a state dict's tensors within one vector of bytes.
 
     Attributes:
-        num_bytes: Its size.
+        num_bytes: Size of the vector in bytes.
 
     Args:
-        state_dict: Fixes names, shapes and dtypes.
+        state_dict: Defines names, shapes and dtypes.
     """
 
     def __init__(self, state_dict: Mapping[str, Tensor]) -> None:

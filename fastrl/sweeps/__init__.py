@@ -1,4 +1,4 @@
-"""Sweeps: many runs that differ in their seeds and values, side by side, and their comparison."""
+"""Sweeps: runs with different seeds and values, side by side, and their comparison."""
 
 from fastrl.sweeps.optuna_search import SearchSpace, TrialPruning, load_space
 from fastrl.sweeps.sweep import Sweep

@@ -18,7 +18,7 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.sweeps.trial_process import Share, TrialProcess, environment, shares
 
 _ASKED_S = 1.0
-"""After how long a node answers, whether its trial has ended or not."""
+"""Seconds after which a node answers, whether its trial has ended or not."""
 _POLL_S = 0.05
 
 
@@ -27,15 +27,15 @@ class Order:
     """The arguments of a trial on a node.
 
     Attributes:
-        arguments: Of ``fastrl``.
-        share: Number of the share of the node's cores.
+        arguments: Arguments of the command ``fastrl``.
+        share: Index of the share of the node's cores.
         jobs: Number of shares.
-        cores: Of the node that Ray may use.
+        cores: Number of the node's cores that Ray may use.
         log: File of the trial's output.
         beside: See `TrialProcess`.
         directory: The working directory of the sweep.
-        sweep: A file that the sweep has written, by which the node sees that they share a disk.
-        environment: Variables that decide what is learnt.
+        sweep: A file of the sweep, which the node must see on a shared disk.
+        environment: Environment variables that affect learning.
     """
 
     arguments: Sequence[str]
@@ -60,10 +60,10 @@ class TrialActor(Answering):
 
         Args:
             wanted: The driver's `packages`.
-            order: What runs.
+            order: The arguments of the trial.
 
         Raises:
-            ConfigError: Versions differ, or the sweep's directory is not here.
+            ConfigError: Versions differ, or this machine does not see the sweep's directory.
             WriteError: The log cannot be written.
         """
         require_packages(wanted)
@@ -81,8 +81,8 @@ class TrialActor(Answering):
         """Wait for the end of the trial; return its `TrialProcess.problem`, None while it runs.
 
         Args:
-            seconds: How long to wait.
-            stops: Whether to ask the run to save and end.
+            seconds: Longest time to wait.
+            stops: Whether to request the run to save and end.
         """
         assert self._process is not None, "the driver opens it first"
         if stops:
@@ -102,10 +102,10 @@ class NodeTrial:
         is_lost: Whether it has ended because the node does not answer.
 
     Args:
-        peer: Its actor.
-        connection: To the cluster.
-        order: What runs.
-        config: The run, with a section ``cluster``.
+        peer: Actor of the trial.
+        connection: Connection to the cluster.
+        order: The arguments of the trial.
+        config: Configuration with a section ``cluster``.
     """
 
     def __init__(self, peer: Peer, connection: Connection, order: Order, config: Config) -> None:
@@ -119,10 +119,10 @@ class NodeTrial:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended; asks the node again when it has answered.
+        """Whether it has ended; sends the node a new request after each answer.
 
         Raises:
-            ConfigError: The node lacks something; names the node.
+            ConfigError: The node lacks a package or file; the error names the node.
         """
         if self._has_ended:
             return True
@@ -150,15 +150,15 @@ class NodeTrial:
         self.kill()
 
     def stop(self) -> None:
-        """Ask the run to save and end, within a second."""
+        """Request the run to save and end, within a second."""
         self._stops = True
 
     def kill(self) -> None:
-        """End it now, and with it its workers; safe to call twice."""
+        """Kill it and its workers; safe to call twice."""
         self._peer.kill()
 
     def problem(self) -> str:
-        """Return in one line why it failed."""
+        """Return the reason of its failure in one line."""
         return self._problem
 
 
@@ -167,11 +167,11 @@ class NodeShare:
     """Some cores of a node, on which one trial runs at a time.
 
     Attributes:
-        node: Where they are.
-        index: Number of this share of the node.
+        node: The node.
+        index: Index of this share of the node.
         jobs: Number of shares of the node.
-        connection: To the cluster.
-        config: The run, with a section ``cluster``.
+        connection: Connection to the cluster.
+        config: Configuration with a section ``cluster``.
         sweep: A file in the directory of the sweep.
     """
 
@@ -201,14 +201,14 @@ class NodeShare:
 
 @contextmanager
 def node_shares(config: Config, sweep: Path, count: int, jobs: int | None) -> Iterator[list[Share]]:
-    """Join a cluster for this block; yield the shares of all nodes, the last is to be used first.
+    """Join a cluster for this block; yield the shares of all nodes, to be used from the last.
 
     Args:
-        config: The run, with a section ``cluster``.
+        config: Configuration with a section ``cluster``.
         sweep: A file in the directory of the sweep.
-        count: Of trials.
-        jobs: Trials on each node at a time, at most one per core; by default as many as there may
-            be.
+        count: Number of trials.
+        jobs: Trials on each node at a time, at most one per core; by default the largest number
+            possible.
 
     Raises:
         ConfigError: The cluster cannot be joined, or no node has a core.

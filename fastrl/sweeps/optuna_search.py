@@ -1,4 +1,4 @@
-"""Values that Optuna draws and trials that it prunes; needs the extra 'sweep'."""
+"""Optuna's samplers and pruners for the trials of a sweep; needs the extra 'sweep'."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Draws(Section):
         return self
 
     def distribution(self) -> Any:
-        """Return it as a distribution of Optuna; a choice is its JSON."""
+        """Return these values as a distribution of Optuna; choices are JSON texts."""
         kinds = _optuna().distributions
         if self.choices is not None:
             return kinds.CategoricalDistribution([json.dumps(each) for each in self.choices])
@@ -73,16 +73,17 @@ class SearchSpace(Section):
     sampler: str | NamedCall = "TPESampler"
     """A class of ``optuna.samplers``, or ``{path: …, kwargs: {…}}``."""
     pruner: str | NamedCall = "MedianPruner"
-    """A class of ``optuna.pruners``, such as ``NopPruner`` for none, or the same with kwargs."""
+    """A class of ``optuna.pruners``, such as ``NopPruner`` for none, or with kwargs as above."""
     space: Annotated[dict[str, Draws], Field(min_length=1)]
-    """By dotted key, such as ``algorithm.learning_rate``, what is drawn."""
+    """Values to draw by dotted key, such as ``algorithm.learning_rate``."""
 
 
 def load_space(file: Path) -> SearchSpace:
     """Return the search space of a YAML file.
 
     Raises:
-        ConfigError: One line that names the file, the key and the mistake; or Optuna is missing.
+        ConfigError: The file is invalid, with file, key and mistake in one line; or Optuna is
+            missing.
     """
     _optuna()
     file = file_path("--space", file)
@@ -97,18 +98,18 @@ def load_space(file: Path) -> SearchSpace:
     except ValidationError as error:
         key, text = explain(first_problem(error), tree, root=SearchSpace)
         raise ConfigError(f"{file}: {dotted(key)}: {text}") from None
-    OptunaSearch(found, 0)  # what Optuna rejects is an error now
+    OptunaSearch(found, 0)  # raises if Optuna rejects the space
     return found
 
 
 class OptunaSearch:
-    """Draws the values of trials, and prunes those that fall behind.
+    """Draws the values of trials, and prunes bad trials.
 
-    It lives in memory and is made again, from what the sweep has kept, when the sweep goes on.
+    It is in memory only: a continued sweep rebuilds it from its file.
 
     Args:
-        space: What is drawn, and how.
-        seed: Of the sampler.
+        space: Values to draw, with sampler and pruner.
+        seed: Seed of the sampler.
 
     Raises:
         ConfigError: Optuna is missing, or rejects the sampler, the pruner or a range.
@@ -134,8 +135,8 @@ class OptunaSearch:
         """Return the values of a trial; None if there are no more.
 
         Args:
-            number: Of the trial.
-            known: Values that it was given earlier and is given again.
+            number: Number of the trial.
+            known: Values that the trial had in an earlier session.
         """
         if number >= self._space.trials:
             return None
@@ -147,7 +148,7 @@ class OptunaSearch:
         return {key: draws[key].value(each) for key, each in trial.params.items()}
 
     def report(self, number: int, values: Iterable[tuple[int, float]]) -> bool:
-        """Report intermediate values, those after ``steps`` each; return whether to prune."""
+        """Report intermediate values with their steps; return whether to prune the trial."""
         trial, prune = self._trials[number], False
         for steps, value in values:
             if steps not in self._seen[number]:
@@ -157,7 +158,7 @@ class OptunaSearch:
         return prune
 
     def tell(self, number: int, score: float | None, *, pruned: bool = False) -> None:
-        """Report how a trial ended: its score, or None where it failed."""
+        """Report the score of a trial, or None if it failed."""
         states = _optuna().trial.TrialState
         if pruned:
             self._study.tell(self._trials[number], state=states.PRUNED)
@@ -170,10 +171,10 @@ class OptunaSearch:
 class TrialPruning(Callback):
     """Reports evaluations to a trial of Optuna, and ends training if the trial is pruned.
 
-    For objectives of your own: ``fastrl.train(config, callbacks=[TrialPruning(trial)])``.
+    For custom objectives: ``fastrl.train(config, callbacks=[TrialPruning(trial)])``.
 
     Attributes:
-        pruned: Whether training was ended.
+        pruned: Whether the trial was pruned.
 
     Args:
         trial: An ``optuna.Trial``.
@@ -214,7 +215,7 @@ def _built(kind: str, chosen: str | NamedCall, **defaults: Any) -> Any:
     taken = inspect.signature(build).parameters
     defaults = {key: value for key, value in defaults.items() if key in taken}
     with warnings.catch_warnings():
-        # Of experimental arguments, which the user has chosen.
+        # Warnings of experimental arguments, which the user has chosen.
         warnings.simplefilter("ignore")
         try:
             return build(**{**defaults, **kwargs})

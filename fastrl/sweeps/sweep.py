@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep side by side, and keeps what has been done."""
+"""Runs the trials of a sweep side by side, and records their results."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from fastrl.system import usable_cores
 from fastrl.training.interrupts import Interrupts
 
 LOG = "sweep.jsonl"
-"""What a sweep keeps: its plan, the values of its trials, and how they ended."""
+"""File of a sweep: its plan, the values of its trials, and their ends."""
 _POLL_S = 0.1
 _SAY_S = 1.0
-"""Time between two lines on the progress."""
+"""Seconds between two lines of progress."""
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
 class _Running:
-    """A trial that runs."""
+    """A running trial."""
 
     number: int
     values: dict[str, Any]
@@ -54,10 +54,10 @@ class _Running:
 
 
 class Sweep:
-    """A sweep in its directory, which it creates or continues.
+    """A sweep, which creates its directory or continues there.
 
-    Each trial is a run in a directory of its own, by the command ``fastrl train`` in a process of
-    its own. Trials that have finished are kept, and those that were stopped or have failed go on
+    Each trial is a run in its own directory, by the command ``fastrl train`` in its own process.
+    Trials that have finished are not run again; those that were stopped or have failed continue
     from their last checkpoint.
 
     Attributes:
@@ -65,12 +65,12 @@ class Sweep:
         interrupted: The signal that ended `run` early, or None.
 
     Args:
-        plan: What runs.
+        plan: Plan of the sweep.
         directory: By default `SweepPlan.directory`.
-        jobs: Trials that run at a time, in a cluster on each machine; by default one per core.
+        jobs: Trials that run at a time, on each machine of a cluster; by default one per core.
 
     Raises:
-        ConfigError: An argument is not what it should be.
+        ConfigError: An argument is invalid.
         EnvError: The environment cannot be built.
     """
 
@@ -91,7 +91,7 @@ class Sweep:
         self._pins.of(plan.base)
 
     def __str__(self) -> str:
-        """Return what it will do, in one line."""
+        """Describe the trials in one line."""
         said = f"{self.directory}: {self._count} trials"
         if (cluster := self._plan.given.cluster) is not None:
             return f"{said} on the machines of the cluster '{cluster.address}'"
@@ -114,10 +114,10 @@ class Sweep:
         Args:
             on_end: Called with each trial that has ended.
             command: The command line that repeats it.
-            on_progress: Called each second with a line that says how far the trials are.
+            on_progress: Called each second with a line on the progress of the trials.
 
         Raises:
-            ConfigError: The directory holds something else, another process runs this sweep, or
+            ConfigError: The directory contains other files, another process runs this sweep, or
                 the cluster cannot be used.
             WorkerError: No machine of the cluster is left.
             WriteError: A file cannot be written.
@@ -133,7 +133,7 @@ class Sweep:
         """Return the shares of this machine, or of all machines of a cluster."""
         if self._plan.given.cluster is None:
             return nullcontext([*self._own_shares()])
-        # With it comes the package ray.
+        # This imports the package ray.
         from fastrl.sweeps.node_trials import node_shares
 
         return node_shares(self._plan.given, self.directory / LOG, self._count, self._jobs)
@@ -163,7 +163,7 @@ class Sweep:
         return self.directory / f"trial-{number:03d}"
 
     def _opened(self) -> tuple[dict[int, dict[str, Any]], dict[int, tuple[State, str]]]:
-        """Return what earlier sessions have kept: values, and ends, of trials by number."""
+        """Return the values and the ends of trials of earlier sessions, by number."""
         log = self.directory / LOG
         known: dict[int, dict[str, Any]] = {}
         ended: dict[int, tuple[State, str]] = {}
@@ -193,7 +193,7 @@ class Sweep:
     def _search(
         self, known: Mapping[int, dict[str, Any]], ended: Mapping[int, tuple[State, str]]
     ) -> OptunaSearch | None:
-        """Take over results of earlier sessions; return what draws further trials."""
+        """Report results of earlier sessions; return the search that draws further trials."""
         for number, values in known.items():
             end = ended.get(number)
             kept = end if end is not None and end[0] == "pruned" else None
@@ -235,7 +235,7 @@ class Sweep:
         on_end: Callable[[TrialResult], None],
         on_progress: Callable[[str], None],
     ) -> None:
-        """Keep as many trials running as there are shares of the cores.
+        """Run one trial on each share of the cores.
 
         A trial whose machine is lost continues on another share.
         """
@@ -266,7 +266,7 @@ class Sweep:
                 trial.process.kill()
 
     def _progress(self, running: Sequence[_Running]) -> str:
-        """Return in one line how many trials have ended, and how far the others are."""
+        """Return one line with the number of ended trials, and the progress of the others."""
         done = sorted(_last_steps(self._path(t.number)) / t.total_steps for t in running)
         # The last rollout may exceed the steps.
         ends = dict.fromkeys(f"{min(1.0, share):.0%}" for share in (done[0], done[-1]))
@@ -285,7 +285,7 @@ class Sweep:
         """Start trials on all free shares.
 
         Raises:
-            WorkerError: The machines of all shares are lost, with trials to run.
+            WorkerError: All machines are lost, but there are trials to run.
         """
         while self._free:
             new = self._lost.pop() if self._lost else next(waiting, None)
@@ -332,7 +332,7 @@ class Sweep:
         search: OptunaSearch | None,
         on_end: Callable[[TrialResult], None],
     ) -> None:
-        """Record how a trial ended, or keep it to run again."""
+        """Record the end of a trial, or put it back to run again."""
         if trial.process.is_lost and not is_stopped:
             _LOGGER.warning("trial %d is started again: %s", trial.number, trial.process.problem())
             self._lost.append((trial.number, trial.values))
@@ -359,7 +359,7 @@ class Sweep:
             search.tell(number, score, pruned=result.state == "pruned")
 
     def _falls_behind(self, trial: _Running, search: OptunaSearch) -> bool:
-        """Report the values of a running trial that are new; return whether it is pruned."""
+        """Report new values of a running trial; return whether it is pruned."""
         size = trial.metrics_bytes
         with suppress(OSError):
             size = (self._path(trial.number) / "metrics.jsonl").stat().st_size
@@ -369,13 +369,13 @@ class Sweep:
         return search.report(trial.number, self._reports(trial.number))
 
     def _reports(self, number: int) -> list[tuple[int, float]]:
-        """Return the intermediate values of a trial: evaluations, or without them training."""
+        """Return the intermediate values of a trial, of evaluations or else of training."""
         kind = "evaluation" if self._plan.base.evaluation.enabled else "training"
         return training_values(self._path(number), self._metric, kind)
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
-    """Return the complete rows of a sweep's file, and end a row that a crash has cut."""
+    """Return the complete rows of a sweep's file; end an incomplete row after a crash."""
     with writing(log, ConfigError):
         content = read_bounded(log) if log.exists() else b""
         if content and not content.endswith(b"\n"):
@@ -393,7 +393,7 @@ def _last_steps(run: Path) -> int:
 
 
 def _difference(row: Mapping[str, Any], plan: SweepPlan) -> str:
-    """Return in words what differs between the sweep of a file and a plan."""
+    """Describe the difference between the sweep of a file and a plan."""
     before, now = row.get("sweep"), plan.identity()
     if not isinstance(before, dict):
         return ""

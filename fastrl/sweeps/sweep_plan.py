@@ -1,4 +1,4 @@
-"""The plan of a sweep: a configuration, and the values of its trials."""
+"""The plan of a sweep: a configuration and the values of its trials."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Values = Mapping[str, Any]
 
 _MOST_TRIALS = 10_000
 _DRAWS = 10
-"""Of which one must be valid: keys may depend on each other."""
+"""Draws of which one must be valid, as keys may depend on each other."""
 _MOST_THREADS = 8
-"""Threads of a learner of images, which otherwise has one per core, also where trials share the
-cores: another number would change the last bits of what is learnt."""
+"""Threads of a learner for images, which otherwise has one per core, even if trials share the
+cores. Another number would change the last bits of the results."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class SweepPlan:
 
     Attributes:
         path: The configuration file; None for the defaults alone.
-        overrides: Laid over the file, ``section.key=value`` each.
+        overrides: Overrides of the file, ``section.key=value`` each.
         grid: Values by dotted key; each combination is a trial.
-        space: What Optuna draws from, instead of a grid.
+        space: Values for Optuna, instead of a grid.
 
     Raises:
-        ConfigError: A configuration is invalid, there is nothing to vary, or a key is one of those
+        ConfigError: A configuration is invalid, there is nothing to vary, or a key is one
             that the sweep sets.
     """
 
@@ -54,7 +54,7 @@ class SweepPlan:
     space: SearchSpace | None = None
 
     def __post_init__(self) -> None:
-        """Check the configuration of every trial that is known before."""
+        """Check the configuration of every trial that is known in advance."""
         if bool(self.grid) == (self.space is not None):
             raise ConfigError("a sweep needs values to vary: --seeds, --over or --space")
         keys = {*self.grid, *(self.space.space if self.space else ())}
@@ -69,7 +69,7 @@ class SweepPlan:
             self._check_space(self.space)
 
     def _check_space(self, space: SearchSpace) -> None:
-        """Reject a space from which no valid configuration is drawn."""
+        """Reject a space without valid configurations."""
         search = OptunaSearch(space, self.base.seed)
         for number in range(_DRAWS):
             try:
@@ -96,13 +96,13 @@ class SweepPlan:
         """Return the configuration of a trial.
 
         Raises:
-            ConfigError: It is not valid.
+            ConfigError: The configuration is not valid.
         """
         return load_config(self.path, self.changes(values))
 
     def changes(self, values: Values) -> list[str]:
-        """Return what is laid over the file for a trial, ``section.key=value`` each."""
-        # JSON is YAML, and has numbers with all their digits.
+        """Return the overrides of a trial, ``section.key=value`` each."""
+        # JSON is YAML, and has all digits of numbers.
         chosen = [f"{key}={json.dumps(each)}" for key, each in values.items()]
         alone = [] if self.given.cluster is None else ["cluster=null"]
         return [*self.overrides, *chosen, *alone]
@@ -114,7 +114,7 @@ class SweepPlan:
             yield dict(zip(keys, chosen, strict=True))
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the trials, as JSON."""
+        """Return everything that determines the trials, as JSON."""
         found = {
             "config": self.base.model_dump(mode="json", warnings="none"),
             "grid": {key: list(values) for key, values in self.grid.items()},
@@ -124,7 +124,7 @@ class SweepPlan:
         return plain
 
     def directory(self) -> Path:
-        """Return the directory of this sweep where none is given: the same for the same plan."""
+        """Return the default directory of this sweep, which is the same for the same plan."""
         known = json.dumps(self.identity(), sort_keys=True).encode()
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem if self.path else self.base.env.id)
         return RUNS / f"sweep-{name.strip('-.')[:60]}-{hashlib.sha256(known).hexdigest()[:8]}"
@@ -134,7 +134,7 @@ def parse_seeds(text: str) -> list[int]:
     """Return the seeds of ``0:5``, which is 0 to 4, or of ``0,3,7``.
 
     Raises:
-        ConfigError: They are written otherwise.
+        ConfigError: The text has another form.
     """
     ends = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", text)
     if ends is not None and 0 < int(ends[2]) - int(ends[1]) <= _MOST_TRIALS:
@@ -148,7 +148,7 @@ def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
     """Return the values by key of ``key=value,value`` texts, the values in YAML.
 
     Raises:
-        ConfigError: A text is written otherwise, or a key is there twice.
+        ConfigError: A text has another form, or a key occurs twice.
     """
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -160,7 +160,7 @@ def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
                 f"{brief(text)}"
             )
         if key in found:
-            raise ConfigError(f"--over: '{key}' is there twice; separate its values by commas")
+            raise ConfigError(f"--over: '{key}' occurs twice; separate its values by commas")
         chosen = parse_yaml(f"[{values}]", f"--over: {key}", numbered=False)
         found[key] = [each for at, each in enumerate(chosen) if each not in chosen[:at]]
     return found
@@ -170,7 +170,7 @@ def make_grid(seeds: str | None, over: Sequence[str]) -> dict[str, list[Any]]:
     """Return the grid of the options ``--seeds`` and ``--over``.
 
     Raises:
-        ConfigError: One is written wrongly, the seed is in both, or there are too many trials.
+        ConfigError: An option is invalid, the seed is in both, or there are too many trials.
     """
     grid = parse_over(over)
     if seeds is not None:
@@ -186,10 +186,10 @@ def make_grid(seeds: str | None, over: Sequence[str]) -> dict[str, list[Any]]:
 
 
 class Pins:
-    """Settings that keep what a trial learns independent of its share of the cores.
+    """Settings that make the results of a trial independent of its share of the cores.
 
-    They are those which `fastrl train` would choose on the whole machine. Environments are probed,
-    each only once.
+    They are the ones that `fastrl train` would choose on the whole machine. Environments are
+    probed, once each.
     """
 
     def __init__(self) -> None:
@@ -204,7 +204,7 @@ class Pins:
         config = resolved(config)
         pins = []
         if config.sampler.tune_s is not None:
-            # Beside other trials a tuning would measure these as well.
+            # A tuning beside other trials would measure these, too.
             pins.append("sampler.tune_s=null")
         topology = config.topology
         if not topology.by_slot or topology.num_model_workers:

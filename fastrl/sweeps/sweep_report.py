@@ -1,4 +1,4 @@
-"""The outcome of a sweep: as a table, as a picture and as JSON."""
+"""The report of a sweep, as a table, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from fastrl.training.plotting import plot_runs, read_curve
 State = Literal["finished", "pruned", "failed", "stopped"]
 
 _LISTED = 30
-"""Rows of the table; the JSON file has all."""
+"""Most rows of the table; the JSON file has all trials."""
 _DRAWN = 8
-"""Groups of trials that are drawn: the best."""
+"""Number of the best groups of trials that are drawn."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial.
+    """The result of one trial.
 
     Attributes:
-        number: From 0.
-        values: Its values by dotted key.
+        number: Number of the trial, from 0.
+        values: Values of the trial by dotted key.
         path: Directory of its run.
-        state: How it ended.
-        error: Why it failed, in one line.
+        state: State at its end.
+        error: Reason of a failure, in one line.
         score: ``evaluation.metric`` of the final evaluation; without evaluations, the last value
-            of training. None where there is none.
-        steps: Environment steps that it has learnt from.
-        wall_s: Its time; 0 where it did not finish.
+            of training. None without one.
+        steps: Number of environment steps that it has learnt from.
+        wall_s: Wall time; 0 if it did not finish.
     """
 
     number: int
@@ -56,11 +56,11 @@ class TrialResult:
 
     @property
     def label(self) -> str:
-        """Its values in one line."""
+        """The values in one line."""
         return " ".join(f"{key}={_shown(value)}" for key, value in self.values.items())
 
     def __str__(self) -> str:
-        """Return how it went, in one line."""
+        """Return the result in one line."""
         said = f"trial {self.number} ({self.label}) {self.state}"
         if self.error:
             return f"{said}: {self.error}"
@@ -76,11 +76,11 @@ def read_result(
     metric: str,
     ended: tuple[State, str] | None = None,
 ) -> TrialResult | None:
-    """Return the outcome of a run from its files; None where it has not finished.
+    """Return the outcome of a run from its files; None if it has not finished.
 
     Args:
-        number: Of the trial.
-        values: Of the trial.
+        number: Number of the trial.
+        values: Values of the trial.
         path: The run's directory.
         metric: ``evaluation.metric``.
         ended: State and error of a trial that has ended without finishing.
@@ -101,7 +101,7 @@ def read_result(
 
 
 def _score(summary: Mapping[str, Any], metric: str) -> float | None:
-    """Return what a finished run is judged by."""
+    """Return the score of a finished run."""
     if metric == RETURN_MEAN:
         found = summary.get("eval_return_mean")
     else:
@@ -110,7 +110,7 @@ def _score(summary: Mapping[str, Any], metric: str) -> float | None:
 
 
 def training_values(path: Path, metric: str, kind: str = "training") -> list[tuple[int, float]]:
-    """Return a metric of a run in rows of that kind, with the steps; empty where there is none."""
+    """Return a metric in a run's rows of the given kind, with the steps; empty if there is none."""
     with suppress(OSError):
         rows = (row for row in read_rows(path / "metrics.jsonl") if row.get("kind") == kind)
         return [(row["steps"], float(row[metric])) for row in rows if is_number(row.get(metric))]
@@ -122,9 +122,9 @@ class SweepReport:
     """All trials of a sweep.
 
     Attributes:
-        directory: Of the sweep.
-        metric: What is compared.
-        trials: Those that have ended, by number.
+        directory: Directory of the sweep.
+        metric: Metric of the scores.
+        trials: Trials that have ended, by number.
         command: The command line that repeats it.
     """
 
@@ -202,7 +202,7 @@ class SweepReport:
         return table
 
     def draw(self) -> Path | None:
-        """Write learning curves of the best groups beside the trials; None if there are none."""
+        """Write learning curves of the best groups into the directory; None if there are none."""
         runs = []
         for trial in (each for group in self._groups[:_DRAWN] for each in group):
             with suppress(ConfigError):
@@ -224,7 +224,7 @@ def _scores(group: Sequence[TrialResult]) -> list[float]:
 
 
 def _cells(group: Sequence[TrialResult]) -> list[str]:
-    """Return the cells of a group behind its values."""
+    """Return the cells of a group after its values."""
     scores = _scores(group)
     spread = f"{min(scores):,.4g} … {max(scores):,.4g}" if len(scores) > 1 else ""
     score = f"{statistics.fmean(scores):,.4g}" if scores else ""

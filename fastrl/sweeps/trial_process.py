@@ -1,4 +1,4 @@
-"""A trial as a process: ``fastrl train`` or ``fastrl resume`` on some of the cores."""
+"""A trial in a process: ``fastrl train`` or ``fastrl resume`` on some of the cores."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fastrl.errors import one_line
 from fastrl.system import usable_cores
 
 STOP_S = 60.0
-"""How long a run may take to save and end after it was asked to, before it is killed."""
+"""Time in which a run must save and end on request, before it is killed."""
 _KILLED_S = 10.0
-"""How long the kernel may take to end a killed process."""
+"""Time in which the kernel must end a killed process."""
 
 PROGRAM = "fastrl.cli.trial"
-"""Module that is run with the order of a trial."""
+"""Module that runs a trial."""
 _ERROR = "fastrl: error: "
 
 
 class StartedTrial(Protocol):
-    """A run that has been started, such as a `TrialProcess`.
+    """A started run, such as a `TrialProcess`.
 
     Attributes:
         is_lost: Whether it has ended because its machine does not answer.
@@ -44,13 +44,13 @@ class StartedTrial(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ask the run to save and end."""
+        """Request the run to save and end."""
 
     def kill(self) -> None:
-        """End it now, and with it its workers; safe to call twice."""
+        """Kill it and its workers; safe to call twice."""
 
     def problem(self) -> str:
-        """Return in one line why it failed."""
+        """Return the reason of its failure in one line."""
         ...
 
 
@@ -63,19 +63,19 @@ class Share(Protocol):
 
 
 class TrialProcess:
-    """A run in a process that ends with this one, at the latest.
+    """A run in a process, which ends with this one at the latest.
 
-    Its output goes to a file, and it gets none of a terminal's signals: the sweep passes on those
+    Its output is written to a file. It receives no signals of a terminal; the sweep forwards those
     that end it.
 
     Args:
-        arguments: Of ``fastrl``.
-        cores: What it may use; empty for all.
-        log: File that its output is appended to.
-        beside: Directory of modules that it may import besides; None for none.
+        arguments: Arguments of the command ``fastrl``.
+        cores: Cores that it may use; empty for all.
+        log: File to which its output is appended.
+        beside: Directory of further modules that it may import; None for none.
 
     Attributes:
-        is_lost: Whether it has ended because its machine does not answer: never, on this one.
+        is_lost: False, as it runs on this machine; see `StartedTrial`.
 
     Raises:
         WriteError: The file cannot be written.
@@ -109,7 +109,7 @@ class TrialProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended; kills it where it was asked to and takes too long."""
+        """Whether it has ended; kills it if it takes too long after `stop`."""
         if self._process.poll() is not None:
             return True
         if self._stop_at and time.monotonic() > self._stop_at:
@@ -117,19 +117,19 @@ class TrialProcess:
         return False
 
     def stop(self) -> None:
-        """Ask the run to save and end; only the first time."""
+        """Request the run to save and end, once."""
         if not self._stop_at and self._process.poll() is None:
             self._stop_at = time.monotonic() + STOP_S
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it now, and with it its workers; safe to call twice."""
+        """Kill it and its workers; safe to call twice."""
         with suppress(OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait(_KILLED_S)
 
     def problem(self) -> str:
-        """Return in one line why it failed."""
+        """Return the reason of its failure in one line."""
         code = self._process.returncode
         if code == -signal.SIGKILL:
             return "killed by SIGKILL, as where memory is short; fewer --jobs need less"
@@ -144,9 +144,9 @@ class TrialProcess:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variable of a trial by which torch counts the cores of the machine.
+    """Return the environment variable that makes torch count all cores of the machine.
 
-    It decomposes matrices, and so makes orthogonal weights, by another algorithm with one thread.
+    With one thread torch uses another matrix decomposition, and so other orthogonal weights.
     """
     name = "OMP_NUM_THREADS"
     if not hasattr(os, "sched_getaffinity"):
@@ -159,7 +159,7 @@ class CoreShare:
     """Some cores of this machine, on which one trial runs at a time.
 
     Attributes:
-        cores: Empty where processes cannot be bound to cores.
+        cores: The cores; empty if processes cannot be bound to cores.
     """
 
     cores: list[int]
@@ -170,19 +170,19 @@ class CoreShare:
 
 
 def shares(jobs: int, most: int | None = None) -> list[list[int]]:
-    """Return the cores of each of some processes: all of them, and each core once if they suffice.
+    """Divide all cores among processes, each core once if there are enough.
 
     Args:
         jobs: Number of processes.
-        most: How many cores there are for all of them; by default those of the machine.
+        most: Number of cores for all processes; by default those of the machine.
 
     Returns:
-        Lists of cores; empty ones where a process cannot be bound to cores.
+        Lists of cores; empty ones if a process cannot be bound to cores.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return [[] for _ in range(jobs)]
     cores = sorted(os.sched_getaffinity(0))[:most]
-    # A quota may allow less time than there are cores; each process then sees its part of it.
+    # A quota may allow less time than all cores; each process then sees its part of the quota.
     usable = min(len(cores), max(jobs, usable_cores()))
     if jobs > usable:
         return [[cores[job % usable]] for job in range(jobs)]

@@ -1,4 +1,4 @@
-"""Measurements of environment steps per second, and of the limit of the machine."""
+"""Measurements of environment steps per second, and of the machine's limit; see `benchmark`."""
 
 from fastrl.throughput.benchmark import Column, Report, run_throughput
 from fastrl.throughput.limits import Limit, LimitProbe

@@ -34,7 +34,7 @@ COLUMNS = {
     "policy": "with policy",
     "training": "with training",
 }
-"""The three speeds, and how they are called in tables."""
+"""The three speeds, and their names in tables."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Report:
         env: Id of the environment.
         topology: n, N, M and groups.
         rollout_length: T.
-        policy: What chose the actions, ``random`` for none.
-        device: Where the policy ran.
+        policy: Network and engine that chose the actions, or ``random``.
+        device: Device of the policy.
         mode: ``sync`` or ``async``.
         measurement: The measurement.
         command: The command line that repeats it.
@@ -101,7 +101,7 @@ class Report:
         return Group(*tables)
 
     def _speeds(self) -> Table:
-        """Return the three speeds, each beside its limit."""
+        """Return the three speeds, each with its limit."""
         table = Table(title=f"Steps per second of {self.env}", title_justify="left")
         table.add_column("")
         for name in self.columns:
@@ -152,7 +152,7 @@ class Report:
         return table
 
     def _update(self) -> str:
-        """Return in words what an update takes; empty where that was not measured."""
+        """Describe the time of an update; empty if it was not measured."""
         limits = self.columns["training"].measurement.limits
         times = [limit.learning for limit in limits if limit.learning is not None]
         if not times:
@@ -180,7 +180,7 @@ class Report:
 
 
 def has_limit(config: Config) -> bool:
-    """Return whether the limit can be measured: only that of this machine's cores can."""
+    """Return whether the limit can be measured, which requires this machine's cores."""
     on_cores = config.sampler.kind != "device" or config.sampler.devices == ("cpu",)
     return on_cores and config.cluster is None
 
@@ -213,7 +213,7 @@ def _number(value: float | None) -> str:
 
 
 def spread(fps: Sequence[float]) -> str:
-    """Return frames per second of windows: their median, and between which they lie."""
+    """Return the median and the range of the windows' frames per second."""
     return f"{median(fps):,.0f}  ({min(fps):,.0f} … {max(fps):,.0f} over {len(fps)} windows)"
 
 
@@ -222,7 +222,7 @@ def _share(value: float | None) -> str:
 
 
 def _added_time(column: str, found: Measurement) -> str:
-    """Return the time per step that a column adds to the one before; empty where not measured."""
+    """Return the time per step that a column adds to the previous one; empty if not measured."""
     times_of: dict[str, Callable[[Limit], float | None]] = {
         "environment": lambda limit: limit.t_step_s,
         "policy": lambda limit: limit.t_policy_s,
@@ -246,19 +246,19 @@ def run_throughput(
     """Sample as fast as possible, without a learner, and report the speed.
 
     Args:
-        config: What to sample, and how; see `Config.for_throughput` for its defaults.
+        config: Configuration to sample; see `Config.for_throughput` for defaults.
         protocol: Durations and repeats.
         with_limit: Measure the physical limit next to every window.
         random_actions: Sample without a policy.
         train: Measure the environments with random actions and training from end to end as well,
             each in as many windows: ``config`` with the ``sampler.mode`` of training.
-        console: Where to show frames per second live; nowhere by default.
+        console: Console for live frames per second; none by default.
         command: The command line that repeats this test.
 
     Raises:
         EnvError: The environment cannot be built.
         WorkerError: A worker failed.
-        ConfigError: The sampler is one for debugging, the limit of a GPU was requested, or
+        ConfigError: The sampler is the one for debugging, the limit of a GPU was requested, or
             training on a cluster.
     """
     taken("run_throughput", config, Config, "load_config reads one from a file")
@@ -319,7 +319,7 @@ class _Test:
     def measured(
         self, config: Config, plan: SamplingPlan, training: Training | None = None
     ) -> tuple[Measurement, Topology]:
-        """Return what a sampler of a plan does, and its topology, which a cluster decides."""
+        """Measure a sampler of a plan; return the result, and the topology of the sampler."""
         weights = None if training is None else training.learner.weights()
         with ExitStack() as stack:
             sampler = make_sampler(config, plan, weights)
@@ -334,11 +334,11 @@ class _Test:
 
 
 def policy_name(config: Config, plan: SamplingPlan) -> str:
-    """Return in words the network of a policy and the engine that executes it."""
+    """Describe the network of a policy and its engine."""
     network, on_cpu = network_name(config.model, plan.env_spec), plan.device(0).type == "cpu"
     if config.sampler.kind == "device" and not (on_cpu and find_tensor(config.env.id)):
         return network
-    # In a separate process, since an engine may allocate GPU memory in the one that builds it.
+    # In a separate process, since building an engine may allocate GPU memory.
     engine = call_in_child(partial(_engine_name, plan), config.sampler.start_timeout_s)
     return f"{network}, {engine} engine"
 
@@ -349,12 +349,12 @@ def _engine_name(plan: SamplingPlan) -> str:
 
 
 def network_name(model: ModelConfig, env_spec: EnvSpec) -> str:
-    """Return the network of a policy in words."""
+    """Describe the network of a policy."""
     if model.class_path:
         return model.class_path
     images = [bool(x) for x in image_layouts(env_spec.input_space, model).values()]
     parts = ["conv net"] if any(images) else []
-    # A single image passes no layers but those of the conv net.
+    # A single image passes only the layers of the conv net.
     if images != [True]:
         sizes = "×".join(str(size) for size in model.hidden_sizes)
         parts.append(f"{sizes} {model.activation}" if sizes else "linear")

@@ -2,9 +2,9 @@
 
 The limit is ``cores / (t_step + t_policy)`` frames per second: ``t_step`` is the time per step of
 the bare environment with every core busy, resets included; ``t_policy`` the policy's time per
-frame at its best batch size on one core, 0 where a GPU runs it. A bare environment has no wrappers
-but those that it is configured or built with. fastrl's own environments are measured as a batch
-of as many as a worker steps at once.
+frame at its best batch size on one core, 0 if a GPU runs it. A bare environment has only the
+wrappers with which it is configured or built. fastrl's own environments are measured as a batch
+of as many environments as a worker steps at once.
 
 With training it is ``cores / (t_step + t_policy + t_learn)``; see `UpdateTimes` for ``t_learn``.
 """
@@ -46,16 +46,16 @@ from fastrl.workers.supervisor import Supervisor
 _BATCH_SIZES = tuple(2**exponent for exponent in range(3, 13))
 _MAX_POLICY_CALL_S = 0.25
 _CHUNK = 16
-"""Steps between two readings of the clock, where steps are short."""
+"""Steps between two readings of the clock, if steps are short."""
 _SHORT_S = 1e-3
 _START_S = 20.0
-"""How much longer a process may take to start than to answer."""
+"""Time by which a start of a process may take longer than an answer."""
 _WARM_STEPS, _WARM_S = 64, 0.5
-"""Steps, or time, before the first measurement."""
+"""Steps or time before the first measurement."""
 _POLICY = "bare-policy"
 
 _Measure = Callable[[float], float]
-"""Measures for this many seconds; returns seconds per step or per frame."""
+"""A function that measures for some seconds, and returns seconds per step or per frame."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Limit:
         cores: Cores that step.
         t_step_s: Seconds per step of the bare environment on one busy core.
         t_policy_s: Seconds per frame of the policy on one core.
-        learning: Times of an update on one core; None without training, and where another device
+        learning: Times of an update on one core; None without training, or if another device
             learns.
     """
 
@@ -77,19 +77,19 @@ class Limit:
 
     @property
     def fps(self) -> float:
-        """Frames per second that no sampler on these cores can exceed, with training or without.
+        """Frames per second that no sampler on these cores can exceed, with or without training.
 
-        With training they are steps that are sampled and learnt from, by updates as fast as this
-        learner's is alone on a core.
+        With training these are steps that are sampled and learnt from, with updates as fast as
+        those of this learner alone on a core.
         """
         t_learn_s = 0.0 if self.learning is None else self.learning.t_learn_s
         return self.cores / (self.t_step_s + self.t_policy_s + t_learn_s)
 
     @property
     def products_fps(self) -> float | None:
-        """The same with updates that take no longer than their matrix products; None if unknown.
+        """Frames per second with updates as fast as their matrix products; None if unknown.
 
-        It is the speed at which nothing but these products would take time, as torch computes them.
+        In this limit only the products, as torch computes them, take time in an update.
         """
         if self.learning is None or self.learning.t_products_s is None:
             return None
@@ -103,7 +103,7 @@ class LimitProbe(Closing):
         plan: Builds the policy.
         factory: Builds the environments.
         cores: Number of cores to keep busy.
-        timeout_s: Longest wait for an answer, beyond the time asked for.
+        timeout_s: Longest wait for an answer, beyond the requested time.
 
     Raises:
         WorkerError: A measuring process failed, or was not ready in time.
@@ -159,7 +159,7 @@ class LimitProbe(Closing):
         end.close()
 
     def _request(self, name: str, seconds: float) -> None:
-        with suppress(OSError):  # it has ended; `_answer` reports that
+        with suppress(OSError):  # it has ended, which `_answer` reports
             self._pipes[name].send(seconds)
 
     def _answer(self, name: str, seconds: float) -> float:
@@ -180,7 +180,7 @@ def _bare_env(factory: EnvFactory, num_envs: int) -> _Measure:
     """Return a timer of steps of one bare environment, or of a batch, with random actions."""
     single = None
     if not factory.is_native:
-        with suppress(EnvError):  # there are only batches; what fails otherwise fails again below
+        with suppress(EnvError):  # there are only batches; other errors occur again below
             single = factory.single()
     if single is None:
         run, size = _bare_batch(factory.batched(num_envs)), num_envs
@@ -202,7 +202,7 @@ def _bare_env(factory: EnvFactory, num_envs: int) -> _Measure:
 
 
 def _warm_up(run: Callable[[int], None]) -> int:
-    """Step for a while; return how many steps to make between two readings of the clock."""
+    """Step for a while; return the number of steps between two readings of the clock."""
     steps, passed_s, start = 0, 0.0, time.perf_counter()
     while steps < _WARM_STEPS and passed_s < _WARM_S:
         run(1)
@@ -211,7 +211,7 @@ def _warm_up(run: Callable[[int], None]) -> int:
 
 
 def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
-    """Return a function that steps a batch that many times, as an env worker does."""
+    """Return a function that steps a batch a given number of times, like an env worker."""
     space = batch_space(env.spec.action_space, env.num_envs)
     space.seed(0)
     views = StepViews.zeros(env.spec, env.num_envs)
@@ -233,7 +233,7 @@ def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
 
 
 def _valid_batches(spec: EnvSpec, views: StepViews) -> Iterator[StepViews]:
-    """Yield the views with actions that their latest observation allows, again and again."""
+    """Yield the views repeatedly, with actions that their latest observation allows."""
     engine, num_envs = RandomEngine(spec), len(views.reward)
     out = PolicyOutput.zeros(num_envs, spec.action, {})
     observed = dict(zip(spec.observation, map(torch.from_numpy, views.observation), strict=True))
@@ -246,7 +246,7 @@ def _valid_batches(spec: EnvSpec, views: StepViews) -> Iterator[StepViews]:
 
 
 def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:
-    """Return a function that makes that many steps of an environment."""
+    """Return a function that makes a given number of steps of an environment."""
     step, reset, unended = env.step, env.reset, 0
     seen, _ = env.reset(seed=0)
     env.action_space.seed(0)
@@ -286,7 +286,7 @@ def _bare_policy(plan: SamplingPlan) -> _Measure:
 
 
 def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:
-    """Return calls of the policy at growing batch sizes, as long as they stay short."""
+    """Return calls of the policy at growing batch sizes, while they are short."""
     calls: list[tuple[int, Callable[[], None]]] = []
     for size in _BATCH_SIZES:
         topology = Topology(envs_per_worker=size, num_env_workers=1)

@@ -1,4 +1,4 @@
-"""Frames per second during a measurement: a live line, or plain lines where none can be drawn."""
+"""Shows frames per second during a measurement: a live line, or plain lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastrl import live_display
 from fastrl.sampling.sampler import SamplerStats
 
 _SPAN_NS = 1e9
-"""Time over which the shown speed is averaged; longer where no step was made."""
+"""Seconds over which the shown speed is averaged; longer if no step was made."""
 
 
 class LiveFps:
@@ -21,7 +21,7 @@ class LiveFps:
 
     Args:
         console: Console that shows it, or None.
-        interval_s: Time between plain lines where the console is not a terminal; two seconds
+        interval_s: Seconds between plain lines if the console is not a terminal; two seconds
             by default.
     """
 
@@ -38,14 +38,14 @@ class LiveFps:
         """Show these readings from now on.
 
         Args:
-            readings: The sampler's statistics at each moment so far; the list grows.
-            starting: Returns the progress of the start in words; shown until there are steps.
+            readings: The sampler's statistics so far; the list grows.
+            starting: Returns the progress of the start in words, shown until the first step.
         """
         self._readings, self._starting = readings, starting or self._starting
 
     @contextmanager
     def showing(self, text: str) -> Iterator[None]:
-        """Show a text instead, while nothing is sampled."""
+        """Show a text instead of the speed, while nothing is sampled."""
         self._instead = text
         try:
             yield

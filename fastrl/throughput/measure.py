@@ -1,8 +1,8 @@
-"""Measures how many environment steps per second a sampler makes, without a learner or with one.
+"""Measures the environment steps per second of a sampler, with or without a learner.
 
 Environment steps are counted over windows of wall time that start after warm-up. The time of resets
-counts, resets themselves do not, and a step counts once with any frame-skip. With a learner those
-steps count that were learnt from, in whole updates.
+counts, resets themselves do not, and a step counts once with any frame-skip. With a learner, steps
+count that were learnt from, in whole updates.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _LOGGER = logging.getLogger(__name__)
 _NAME = "throughput-meter"
 _CHECK_S = 0.2
 _RESTARTS = 5
-"""How often the process is replaced."""
+"""Most replacements of the process."""
 REPORT_TIMEOUT_S = 20.0
-"""How long readings may be missing; on an overloaded machine the process may wait for seconds."""
+"""Longest time without readings; on an overloaded machine the process may wait for seconds."""
 _MOMENT_S = 0.05
 _LONG_WARM_UP = 5
-"""Longest warm-up until both banks have been filled, in units of the configured one."""
+"""Longest warm-up until both banks are filled, in multiples of the configured one."""
 
 
 class ThroughputMeter(Closing):
     """Starts the throughput process and receives its readings in a thread.
 
     A process that ends is replaced. The counters are in shared memory, so only readings are lost.
-    If it ends again and again, or sends no readings, methods raise `WorkerError`.
+    If it ends repeatedly, or sends no readings, methods raise `WorkerError`.
 
     Attributes:
         readings: All readings so far, oldest first.
 
     Args:
-        counters: The board to read.
-        interval_s: Time between readings.
+        counters: Counters to read.
+        interval_s: Seconds between readings.
     """
 
     def __init__(self, counters: CounterBoard, interval_s: float = 0.05) -> None:
@@ -97,7 +97,7 @@ class ThroughputMeter(Closing):
         self.count_since(start_ns)
 
     def count_since(self, start_ns: int) -> int:
-        """Return how many readings were made at or after a moment; replace an ended process."""
+        """Return the number of readings at or after a moment; replace an ended process."""
         now_s = time.monotonic()
         if now_s >= self._checked_s + _CHECK_S:
             self._checked_s = now_s
@@ -114,7 +114,7 @@ class ThroughputMeter(Closing):
         self._start()
 
     def _listen(self, receive: Connection) -> None:
-        # A process that is killed while it sends leaves an incomplete reading.
+        # A process that is killed during a write leaves an incomplete reading.
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 time_ns, counters = receive.recv()
@@ -137,7 +137,7 @@ def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: f
     with contextlib.suppress(BrokenPipeError, ConnectionError):
         while True:
             send.send((time.monotonic_ns(), counters.snapshot()))
-            due = max(due + interval_s, time.monotonic())  # readings that were missed are skipped
+            due = max(due + interval_s, time.monotonic())  # missed readings are skipped
             time.sleep(max(0.0, due - time.monotonic()))
 
 
@@ -148,8 +148,8 @@ class Protocol:
     Attributes:
         seconds: Length of one window.
         repeats: Number of windows.
-        warm_up_s: Time sampled before the first window, once every env worker has made a step; up
-            to five times as long where rollouts are long, to fill two of them.
+        warm_up_s: Time sampled before the first window, after every env worker has made a step; up
+            to five times as long for long rollouts, to fill two of them.
     """
 
     seconds: float = 5.0
@@ -172,13 +172,13 @@ class Measurement:
     """The windows of a measurement.
 
     Attributes:
-        start_s: From starting the workers to their first transition.
+        start_s: Seconds from the start of the workers to their first transition.
         frames: Environment steps within the windows, sampled or learnt from.
         fps: Frames per second of each window.
         limits: The limit measured next to each window; empty if it was not measured.
         shares: Per worker, share of the windows' time by activity.
-        handoff_us: Median latencies of handoffs in microseconds, by the worker that was woken.
-        memory: Per process.
+        handoff_us: Median latencies of handoffs in microseconds, by the woken worker.
+        memory: Memory per process.
     """
 
     start_s: float = 0.0
@@ -196,7 +196,7 @@ class Measurement:
 
     @property
     def limit_fps(self) -> float | None:
-        """Median limit, None where it was not measured."""
+        """Median limit, None if it was not measured."""
         return float(np.median([limit.fps for limit in self.limits])) if self.limits else None
 
     @property
@@ -209,7 +209,7 @@ class Measurement:
 
     @property
     def products_limit_fps(self) -> float | None:
-        """Median of `Limit.products_fps`, None where it was not measured."""
+        """Median of `Limit.products_fps`, None if it was not measured."""
         found = [limit.products_fps for limit in self.limits if limit.products_fps is not None]
         return float(np.median(found)) if found else None
 
@@ -229,7 +229,7 @@ class Training:
         alone: Times its updates on one core; None if they are not timed.
 
     Args:
-        config: The run.
+        config: Configuration of the run.
         env_spec: Spaces of the environment.
         with_limit: Time updates alone on one core as well, if the learner computes on the CPU.
 
@@ -250,15 +250,15 @@ def measure(
     live: LiveFps | None = None,
     training: Training | None = None,
 ) -> Measurement:
-    """Measure a sampler that has not been started yet; it is left running.
+    """Measure a sampler that was not started; it continues to run.
 
     Args:
-        sampler: What to measure; one of worker processes in windows that end with any step, any
-            other, and with training, in whole rollouts.
+        sampler: Sampler to measure; one with worker processes in windows that end with any step,
+            any other, and with training, in whole rollouts.
         protocol: Durations and repeats.
         probe: Measures the limit before every window, while the sampler is paused.
         live: Shows the speed.
-        training: Learns from each rollout, with whose weights the sampler was made.
+        training: Learner, with whose weights the sampler was made.
 
     Raises:
         WorkerError: A worker failed.
@@ -293,7 +293,7 @@ def _warm_up(sampler: Sampler, source: _Windows, seconds: float) -> float:
     first_ns = next((r.time_ns for r in source.readings if r.frames > 0), time.monotonic_ns())
     began_s, enough = time.monotonic(), NUM_BANKS * sampler.rollout_length
     while (passed_s := time.monotonic() - began_s) < _LONG_WARM_UP * seconds:
-        # In the first rollouts every step is prepared, see `PolicyRunner`.
+        # In the first rollouts calls for every step are prepared, see `PolicyRunner`.
         if passed_s >= seconds and _has_made(sampler, enough):
             break
         source.sample()
@@ -301,7 +301,7 @@ def _warm_up(sampler: Sampler, source: _Windows, seconds: float) -> float:
 
 
 def _has_made(sampler: Sampler, steps: int) -> bool:
-    """Return whether every environment has made this many steps."""
+    """Return whether every environment has made this number of steps."""
     per_worker = steps * sampler.topology.envs_per_worker
     made = sampler.stats().env_steps[: sampler.topology.num_env_workers]
     return bool(made.min() >= per_worker)
@@ -312,7 +312,7 @@ class _Window:
     """Counts and times of one window.
 
     Attributes:
-        spent: What the workers did.
+        spent: Counts and times of the workers.
         steps: Environment steps that were sampled, or learnt from.
     """
 
@@ -326,7 +326,7 @@ class _Window:
 
 
 class _Windows(Closing):
-    """Measures from a step to a step of worker processes, and anything else in whole rollouts.
+    """Measures worker processes between two steps, and other samplers in whole rollouts.
 
     Attributes:
         meter: The throughput process, which reads the counters of worker processes.
@@ -361,7 +361,7 @@ class _Windows(Closing):
         self.readings.append(self._sampler.stats())
 
     def limit(self, probe: LimitProbe, seconds: float) -> Limit:
-        """Pause the sampler and measure the limit; a rollout in between is not learnt from."""
+        """Pause the sampler and measure the limit; a rollout of the pause is not learnt from."""
         training = self._training
         if training is None or training.alone is None:
             self._sampler.pause()
@@ -372,12 +372,12 @@ class _Windows(Closing):
         return replace(probe.measure(seconds), learning=updates)
 
     def window(self, seconds: float) -> _Window:
-        """Return what happens in a window.
+        """Return the counts and times of a window.
 
-        It begins and ends with a step, so that steps which take long are counted as a whole.
+        It begins and ends with a step, so that long steps are counted as a whole.
         """
         if self._training is not None:
-            # Banks that were filled during a pause.
+            # Drop the banks that were filled during a pause.
             for _ in range(NUM_BANKS):
                 self.sample()
         seen, first, start_ns = max(1, len(self.readings)), None, time.monotonic_ns()

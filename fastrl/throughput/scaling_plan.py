@@ -1,4 +1,4 @@
-"""How fast training would be on more machines, on paper: which mode, and what its limit is.
+"""Estimates the speed of training on more machines: the faster mode, and its limit.
 
 The plan follows from figures of one machine. With ``sampler.mode: sync`` the parts of an update
 follow each other; with ``async`` they overlap, and the longest one counts.
@@ -45,11 +45,11 @@ class Workload:
     Attributes:
         steps_per_s: Environment steps that one machine samples per second, without a learner.
         rollout_steps: Environment steps in a rollout of one machine.
-        bytes_per_step: Of a rollout.
-        learn_s_per_step: Time of an update per step that is learnt from, on one machine.
-        parameter_bytes: Of the parameters, and of their gradient.
+        bytes_per_step: Bytes of a step in a rollout.
+        learn_s_per_step: Seconds of an update per step that is learnt from, on one machine.
+        parameter_bytes: Bytes of the parameters, and of their gradient.
         epochs: Passes over a rollout.
-        minibatch_size: Steps of a minibatch, all machines together; None for the whole rollout.
+        minibatch_size: Steps of a minibatch, over all machines; None for the whole rollout.
         overlaps: Whether sampling and learning overlap (``sampler.mode: async``).
     """
 
@@ -63,10 +63,10 @@ class Workload:
     overlaps: bool = False
 
     def __post_init__(self) -> None:
-        """Reject figures that no machine has.
+        """Reject impossible values.
 
         Raises:
-            ConfigError: One is not positive and finite.
+            ConfigError: A value is not positive and finite.
         """
         for name in ("steps_per_s", "bytes_per_step", "learn_s_per_step", "parameter_bytes"):
             finite_number(name, getattr(self, name), above=0)
@@ -78,9 +78,9 @@ class Network:
     """Links of equal machines.
 
     Attributes:
-        bytes_per_s: Of each machine's link, in each direction.
-        latency_s: Of a message.
-        is_measured: Whether the bytes per second were.
+        bytes_per_s: Bytes per second of each machine's link, in each direction.
+        latency_s: Latency of a message in seconds.
+        is_measured: Whether the bytes per second were measured.
     """
 
     bytes_per_s: float
@@ -92,7 +92,7 @@ class Network:
         """Return the network of a text such as ``10Gb`` (bits per second) or ``1.2GB`` (bytes).
 
         Raises:
-            ConfigError: It is written otherwise.
+            ConfigError: The text has another form.
         """
         found = _NETWORK.fullmatch(text)
         speed = float(found[1]) if found else 0.0
@@ -108,7 +108,7 @@ class PlannedUpdate:
     Attributes:
         parts: ``sampling`` on each node, ``network``: the link of the learner's machine,
             ``learner`` and ``all-reduce``.
-        seconds: From one update to the next.
+        seconds: Seconds from one update to the next.
         steps_per_s: Environment steps per second of all machines.
     """
 
@@ -123,15 +123,15 @@ class PlannedUpdate:
 
 
 def update_of(work: Workload, network: Network, nodes: int, mode: Mode) -> PlannedUpdate:
-    """Return an update in which each of some machines has sampled one rollout.
+    """Estimate an update from one rollout of each machine.
 
     Args:
-        work: One machine's figures.
-        network: Between them.
-        nodes: Machines, of which one is the learner's; it samples like the others.
-        mode: ``rollouts``: those of the other machines come through the learner's link, and weights
-            go back. ``gradients``: each machine learns from its own rollout, and every minibatch,
-            which all machines share, ends with a ring all-reduce.
+        work: Measured speeds of one machine.
+        network: Network between the machines.
+        nodes: Number of machines; one of them is also the learner.
+        mode: ``rollouts``: rollouts of the other machines come through the learner's link, and
+            weights go back. ``gradients``: each machine learns from its own rollout, and every
+            minibatch, which all machines share, ends with a ring all-reduce.
     """
     others, own = nodes - 1, work.rollout_steps
     parts = {"sampling": own / work.steps_per_s}
@@ -160,8 +160,8 @@ class ScalingPlan:
 
     Attributes:
         env: Id of the environment.
-        work: One machine's figures.
-        network: Between the machines.
+        work: Measured speeds of one machine.
+        network: Network between the machines.
         nodes: Numbers of machines.
     """
 
@@ -181,11 +181,11 @@ class ScalingPlan:
         object.__setattr__(self, "_updates", updates)
 
     def faster(self, nodes: int) -> Mode:
-        """Return the faster mode; rollouts, which is simpler, where both are equal."""
+        """Return the faster mode; rollouts, which is simpler, if both are equal."""
         return max(MODES, key=lambda mode: self._updates[nodes, mode].steps_per_s)
 
     def verdict(self) -> list[str]:
-        """Return which mode to choose, and where its limit is, in sentences."""
+        """Return sentences about the mode to choose and its limit."""
         most = max(self.nodes)
         best = self.faster(most)
         rates = {mode: self._updates[most, mode].steps_per_s for mode in MODES}
@@ -274,16 +274,17 @@ def plan_scaling(
 
     Args:
         config: The run.
-        steps_per_s: What this machine samples, see `fastrl.throughput.run_throughput`.
+        steps_per_s: Steps per second that this machine samples, see
+            `fastrl.throughput.run_throughput`.
         most_nodes: The largest number of machines.
-        network: Between them.
+        network: Network between the machines.
 
     Raises:
         FastrlError: The environment, the model or the algorithm cannot be built.
     """
     whole("most_nodes", most_nodes)
     config = config.for_throughput()
-    # Its update is that of a whole rollout.
+    # Its update is the one for a whole rollout.
     sampler = config.sampler.model_copy(update={"wait": "all"})
     config = config.model_copy(update={"sampler": sampler})
     require_environments(config)
@@ -310,14 +311,14 @@ def rollout_bytes(plan: SamplingPlan) -> int:
 
 
 def _measured_update(config: Config, plan: SamplingPlan) -> tuple[float, int]:
-    """Return the seconds of an update, their mean without the first, and the parameters' bytes."""
+    """Return the mean seconds of an update without the first, and the bytes of the parameters."""
     learner = build_learner(config, plan.env_spec)
     spent: list[float] = []
     threads = torch_threads(learner_threads(config, plan.env_spec))
     with threads, make_sampler(config, plan, learner.weights()) as sampler:
         while len(spent) < 2 or (sum(spent[1:]) < _MEASURED_S and len(spent) < _MOST_UPDATES):
             rollout = sampler.collect()
-            # Workers that fill the other bank would share the cores, as they do in training.
+            # Workers that fill the other bank share the cores, as in training.
             begin = time.perf_counter()
             learner.update(rollout)
             spent.append(time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""Times of updates on one core: as the learner computes them, and of their matrix products alone.
+"""Times of updates on one core: by the learner, and of their matrix products alone.
 
 The products are those of an update by autograd, with their shapes; compiled gradients are sums of
 the same products. Each is repeated alone, so their time is that of the update's floating-point
@@ -27,18 +27,18 @@ from fastrl.spec import EnvSpec
 from fastrl.system import torch_threads
 
 _ENDLESS = 2**60
-"""Steps of a run whose schedules do not end while it is measured."""
+"""Steps of a run whose schedules do not end during a measurement."""
 
 
 @dataclass(frozen=True)
 class UpdateTimes:
-    """Times of an update on one core, per environment step of the rollout that is learnt from.
+    """Times of an update on one core, per environment step of the rollout.
 
     Attributes:
         t_learn_s: Seconds of an update alone on an idle core.
         t_products_s: Seconds of its matrix products and convolutions, each repeated alone by torch;
             None for policies with a memory, some of whose products are in compiled loops.
-        flop: Floating-point operations of these products; None in the same case.
+        flop: Floating-point operations of these products; None as above.
     """
 
     t_learn_s: float
@@ -47,9 +47,9 @@ class UpdateTimes:
 
     @property
     def products_share(self) -> float | None:
-        """Time of the products by torch over that of the update; None where not counted.
+        """Time of torch's products divided by that of the update; None if not counted.
 
-        It is above 1 where compiled gradients compute small products faster than torch.
+        It is above 1 if compiled gradients compute small products faster than torch.
         """
         return None if self.t_products_s is None else self.t_products_s / self.t_learn_s
 
@@ -58,8 +58,8 @@ class UpdateProbe:
     """Times updates of a run on one core; the sampler must be paused meanwhile.
 
     Args:
-        config: The run, whose learner computes on the CPU. One thread computes, whatever
-            ``algorithm.torch_threads`` says.
+        config: The run, whose learner must be on the CPU. It uses one thread, independent of
+            ``algorithm.torch_threads``.
         env_spec: Spaces of the environment.
 
     Raises:
@@ -79,15 +79,15 @@ class UpdateProbe:
         self._products: Products | None = None
 
     def measure(self, rollout: Rollout, state: Mapping[str, Any], seconds: float) -> UpdateTimes:
-        """Learn from one rollout again and again, for about ``seconds`` and twice at least.
+        """Learn from one rollout repeatedly, for about ``seconds`` and at least twice.
 
         The first update is not counted, as it may allocate memory.
 
         Args:
-            rollout: Is only read.
-            state: From `Learner.state_dict` of the run's learner before it learns from this
-                rollout; each update begins with it, so that it does as much as a real one.
-            seconds: A third of it goes to the products.
+            rollout: Rollout to learn from; only read.
+            state: Result of `Learner.state_dict` of the run's learner before it learns from this
+                rollout; each update begins with it, so that its work is that of a real one.
+            seconds: Time to measure, a third of it for the products.
         """
         if self._products is None and self._counted is not None:
             self._products = Products()
@@ -116,7 +116,7 @@ class UpdateProbe:
 
 
 def endless_learner(config: Config, env_spec: EnvSpec) -> Learner:
-    """Return the learner of a run whose schedules stay near their first values.
+    """Return the learner of a run whose schedules stay near their initial values.
 
     Raises:
         ConfigError: The algorithm or the model cannot be built.
@@ -125,7 +125,7 @@ def endless_learner(config: Config, env_spec: EnvSpec) -> Learner:
 
 
 class Products(TorchDispatchMode):
-    """The matrix products and convolutions that torch computes in this thread in a ``with`` block.
+    """Records the matrix products and convolutions of torch in this thread in a ``with`` block.
 
     Attributes:
         flop: Floating-point operations of all of them.
@@ -140,7 +140,7 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Compute an operation, and note it if it is a product."""
+        """Compute an operation, and record it if it is a product."""
         given = kwargs or {}
         found = func(*args, **given)
         flop_of = flop_registry.get(_out_of_place(func))
@@ -160,7 +160,7 @@ class Products(TorchDispatchMode):
         """Return the seconds that all products take, each repeated alone on other numbers.
 
         Args:
-            seconds: How long to measure; each product is computed three times at least.
+            seconds: Time to measure; each product is computed at least three times.
         """
         each_s = seconds / max(1, len(self._calls))
         return sum(
@@ -169,10 +169,10 @@ class Products(TorchDispatchMode):
 
 
 def mean_time(call: Callable[[], Any], seconds: float) -> float:
-    """Return the mean time of the calls that fit into ``seconds``, and of three at least.
+    """Return the mean time of a call, over about ``seconds`` and at least three calls.
 
-    The mean, since environment steps and frames per second are means, too: where the machine's
-    speed varies, nothing runs at the speed of the fastest call for long.
+    It is the mean, like environment steps and frames per second: if the machine's
+    speed varies, the fastest call does not represent it.
     """
     start, calls = time.perf_counter(), 0
     while True:
@@ -184,14 +184,14 @@ def mean_time(call: Callable[[], Any], seconds: float) -> float:
 
 
 def _out_of_place(func: Any) -> Any:
-    """Return the operation that has a number of floating-point operations, such as aten.addmm."""
+    """Return the variant of an operation that has a formula for its FLOP, such as aten.addmm."""
     packet = func._overloadpacket
     name = packet.__name__
     return getattr(torch.ops.aten, name[:-1], packet) if name.endswith("_") else packet
 
 
 def _described(leaf: Any) -> Hashable:
-    """Return what the speed of a product depends on."""
+    """Return the properties on which the speed of a product depends."""
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.stride(), leaf.dtype
     return repr(leaf)

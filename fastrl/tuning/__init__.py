@@ -1,4 +1,4 @@
-"""Chooses n, N, M, groups, device and engine for an environment, a policy and a machine."""
+"""Tuning: finds the fastest n, N, M, groups, device and engine for a run on a machine."""
 
 from fastrl.tuning.automatic import tuned
 from fastrl.tuning.search import Finding, Search, Settings

@@ -21,24 +21,24 @@ from fastrl.tuning.space import Candidate, sampler_keys, with_candidate
 from fastrl.tuning.tune import tuned_here
 
 _SLOWER = 4.0
-"""A tuning that takes so many times its budget, beside the time to start, is given up."""
+"""Multiple of its budget, besides the time to start, after which a tuning is given up."""
 
 
 def tuned(config: Config, console: Console | None = None, *, fresh: bool = False) -> Config:
     """Tune a configuration with ``sampler.tune_s`` for training, and return it without that key.
 
-    The result is kept in the user's cache directory, under a `study_name`. A tuning that ran out
-    of time is continued where there is more. B stays as configured, since it changes what is
+    The result is stored in the user's cache directory, under a `study_name`. A tuning that ran out
+    of time is continued if there is more time. B stays as configured, since it changes what is
     learnt. With a section ``cluster`` whose mode is ``rollouts``, one machine of each kind is
     tuned, and ``cluster.machines`` has the results.
 
     Args:
-        config: Returned as it is where ``sampler.tune_s`` is null.
+        config: Returned unchanged if ``sampler.tune_s`` is null.
         console: Console that shows the result; none by default.
         fresh: Discard earlier results.
 
     Raises:
-        ConfigError: The sampler has nothing to tune, or a machine lacks something.
+        ConfigError: The sampler has nothing to tune, or a machine lacks a package or module.
         EnvError: The environment cannot be built.
         WorkerError: The head of the cluster does not answer.
     """
@@ -52,7 +52,7 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
     budget_s = config.sampler.tune_s
     if budget_s is None:
         return config
-    # What would end the run after the tuning is reported before it.
+    # Errors that would end the run after the tuning are reported before it.
     check_named_code(config)
     sampler = config.sampler.model_copy(update={"tune_s": None})
     config = config.model_copy(update={"sampler": sampler})
@@ -64,15 +64,15 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
 
 
 class Tuner(Answering):
-    """Tunes the machine that it is on; see `Answering`."""
+    """Tunes its machine; see `Answering`."""
 
     def tune(self, wanted: dict[str, str], content: bytes) -> tuple[Candidate | None, list[str]]:
-        """Return the best candidate, None without any, and lines to print.
+        """Return the best candidate, or None, and lines to print.
 
         Args:
-            wanted: The driver's `packages`.
-            content: Of cloudpickle: the run, the budget in seconds, and whether earlier results are
-                discarded.
+            wanted: Result of `packages` on the driver.
+            content: The run, the budget in seconds, and whether earlier results are
+                discarded, pickled by cloudpickle.
 
         Raises:
             ConfigError: Versions differ, or something cannot be imported or built here.
@@ -87,18 +87,18 @@ class Tuner(Answering):
 def _tuned_machines(
     config: Config, budget_s: float, say: Callable[[str], None], *, fresh: bool
 ) -> Config:
-    """Tune one machine for each number of cores, all at once, and return the configuration for it.
+    """Tune one machine for each number of cores, in parallel; return the configuration.
 
-    Machines of which ``cluster.machines`` has the keys are not tuned.
+    Machines with keys in ``cluster.machines`` are not tuned.
 
     Args:
-        config: With a section ``cluster``.
-        budget_s: For all trials of a machine.
-        say: Called with what is to be printed.
+        config: Configuration with a section ``cluster``.
+        budget_s: Budget of all trials of a machine in seconds.
+        say: Called with lines to print.
         fresh: Discard earlier results.
 
     Raises:
-        ConfigError: The cluster cannot be joined, or a machine lacks something.
+        ConfigError: The cluster cannot be joined, or a machine lacks a package or module.
         EnvError: The environment cannot be built on a machine.
         WorkerError: The head of the cluster does not answer.
     """

@@ -1,7 +1,7 @@
-"""Finds the fastest candidate by few, short and noisy measurements on a machine that drifts.
+"""The search of the tuner: finds the fastest candidate by few, short and noisy measurements.
 
 Every candidate is measured beside the best so far (the incumbent), in short turns, and only the
-ratio of the two counts, so that a slower machine changes nothing. A candidate that looks slower is
+ratio of the two counts, so that drifts of the machine cancel. A candidate that looks slower is
 dropped after one or two short windows; one that looks faster is measured for longer. Of equally
 fast candidates the smaller is better. A Gaussian process proposes the next candidate. The search
 ends when no neighbour of the incumbent, and none of a few proposals, is faster by more than noise.
@@ -62,8 +62,8 @@ class Settings:
     Attributes:
         budget_s: Wall time of all trials, including those of an earlier search in the same study.
         final_rounds: Windows of the best and of the default, in turns, at the end.
-        seed: Of the candidates that are drawn at random.
-        limit_s: Time after which a trial is given up. Recorded trials that were given up after
+        seed: Seed of candidates that are drawn at random.
+        limit_s: Seconds after which a trial is given up. Recorded trials that were given up after
             less are tried again.
     """
 
@@ -78,15 +78,15 @@ class Finding:
     """The result of a search.
 
     Attributes:
-        best: The fastest candidate; the default where none is faster.
+        best: The fastest candidate; the default if none is faster.
         best_fps: Windows of the best, in turns with ``default_fps``.
-        default_fps: Windows of the default; empty where it failed, or where the search was
+        default_fps: Windows of the default; empty if it failed, or if the search was
             interrupted before the final comparison.
         trials: All trials, oldest first.
         path: The incumbents, each faster than the one before.
         spent_s: Wall time of the trials.
-        ended: Why the search ended.
-        num_final: How many of the trials, the last ones, are the final comparison.
+        ended: Reason for the end of the search.
+        num_final: Number of trials of the final comparison, which are the last ones.
         ratios: Speed of each candidate relative to the first incumbent.
     """
 
@@ -118,7 +118,7 @@ class Finding:
 
     @property
     def gain(self) -> float | None:
-        """Speed of the best relative to the default; None where the default failed.
+        """Speed of the best relative to the default; None if the default failed.
 
         After the final comparison it is the ratio of `fps_median` to `default_fps_median`.
         """
@@ -135,7 +135,7 @@ class _Budget:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self.spent_s = settings, 0.0
-        # What trials took beside their windows: starting workers, and waiting until they rest.
+        # Time of trials outside of windows: starting workers, and waiting until they rest.
         self._all_s: list[float] = []
         self._of: dict[Candidate, list[float]] = {}
 
@@ -147,14 +147,14 @@ class _Budget:
             self._of.setdefault(trial.candidate, []).append(self._all_s[-1])
 
     def affords(self, candidate: Candidate, incumbent: Candidate | None, seconds: float) -> bool:
-        """Say whether there is time for a trial and the final comparison."""
+        """Return whether there is time for a trial and the final comparison."""
         cost_s = 2 * seconds + max(self._usual_s(), self._start_s(candidate))
         rounds, budget_s = self._settings.final_rounds, self._settings.budget_s
         final_s = 0.0 if incumbent is None else rounds * self._final_s(incumbent)
         return self.spent_s + cost_s <= budget_s - min(final_s, budget_s / 4)
 
     def affords_final(self, best: Candidate) -> bool:
-        """Say whether there is time for another round of the final comparison."""
+        """Return whether there is time for another round of the final comparison."""
         return self.spent_s + self._final_s(best) <= self._settings.budget_s
 
     def _final_s(self, best: Candidate) -> float:
@@ -162,7 +162,7 @@ class _Budget:
         return 4 * _WINDOW_S + max(self._usual_s(), self._of[best][-1])
 
     def _usual_s(self) -> float:
-        # It is asked for every candidate; numpy's median takes twenty times as long for so few.
+        # Called for every candidate; numpy's median takes twenty times as long for so few.
         return max(0.0, statistics.median(self._all_s[-_RECENT:]) if self._all_s else 0.0)
 
     def _start_s(self, candidate: Candidate) -> float:
@@ -176,7 +176,7 @@ class _Budget:
 
 
 class _Score(NamedTuple):
-    """The result of measuring a candidate beside the best one."""
+    """The result of a comparison of a candidate with the best one."""
 
     log_speed: float = 0.0  # relative to the first incumbent, less `_burden`
     variance: float = 0.0  # of log_speed
@@ -188,11 +188,11 @@ class Search:
 
     Args:
         space: The candidates.
-        default: Where to begin, and what the best is compared with.
+        default: First candidate, with which the best is compared.
         measure: Samples with a candidate.
-        settings: How to search.
-        study: Keeps the trials; trials that it holds are not measured again.
-        clock: Seconds of a monotonic clock.
+        settings: Settings of the search.
+        study: File of trials; trials that it contains are not measured again.
+        clock: Returns seconds of a monotonic clock.
         watch: Called after every trial.
     """
 
@@ -214,7 +214,7 @@ class Search:
         self._budget = _Budget(self._settings)
         self._noise_sum, self._noise_weight = _PRIOR_WEIGHT * _PRIOR_VARIANCE_S, _PRIOR_WEIGHT
         self._scores: dict[Candidate, _Score] = {}
-        # Whether those that failed ran out of memory or time.
+        # Failed candidates, and whether they ran out of memory or time.
         self._failed: dict[Candidate, bool] = {}
         self._trials: list[Trial] = []
         self._path: list[Candidate] = []
@@ -222,11 +222,11 @@ class Search:
 
     @property
     def incumbent(self) -> Candidate | None:
-        """The best so far; None before the first trial has succeeded."""
+        """The best candidate so far; None before the first trial has succeeded."""
         return self._path[-1] if self._path else None
 
     def run(self) -> Finding:
-        """Search to the end; raise a `TrialError` where no candidate could be measured."""
+        """Search to the end; raise a `TrialError` if no candidate could be measured."""
         seeds = self._space.seeds(self._default)
         try:
             self._begin(seeds)
@@ -244,13 +244,13 @@ class Search:
         return self.finding()
 
     def finding(self) -> Finding:
-        """Return the best so far; raise a `TrialError` where no trial has succeeded yet."""
+        """Return the best so far; raise a `TrialError` if no trial has succeeded yet."""
         if not self._path:
             raise TrialError("nothing has been measured yet")
         best, final = self._path[-1], self._final()
         best_fps = [trial.fps for trial in final if trial.fps]
         default_fps = [trial.reference_fps for trial in final if trial.reference_fps]
-        # Other windows of the default are minutes older than those of the best.
+        # Without this, windows of the default are minutes older than those of the best.
         if best == self._default:
             best_fps = default_fps = default_fps or best_fps or self._windows(best)
         return Finding(
@@ -275,7 +275,7 @@ class Search:
     def _ratios(self) -> dict[Candidate, float]:
         """Return the speed of each candidate relative to the first incumbent.
 
-        Frames per second of different minutes do not compare, so ratios of adjacent windows are
+        Frames per second of different minutes cannot be compared, so ratios of adjacent windows are
         multiplied along the path. The final comparison measures the product directly: the
         difference is spread evenly over the path.
         """
@@ -289,9 +289,9 @@ class Search:
         return {c: math.exp(log + correction * scores[c].races) for c, log in logs.items()}
 
     def _begin(self, seeds: Sequence[Candidate]) -> None:
-        """Measure the default, or where that fails the first seed that succeeds."""
+        """Measure the default, or if that fails the first seed that succeeds."""
         for candidate in (self._default, *seeds):
-            # Even without time the default is measured once.
+            # The default is measured once, even without time.
             trial = self._visit(candidate, None, _WINDOW_S, must=candidate == self._default)
             if trial.fps is not None:
                 self._scores[candidate] = _Score()
@@ -326,7 +326,7 @@ class Search:
         return True
 
     def _challenge(self, candidate: Candidate) -> None:
-        """Race a candidate against the incumbent, whose place it takes if it wins."""
+        """Race a candidate against the incumbent, and replace that if it wins."""
         incumbent = self._path[-1]
         weighted, seconds = 0.0, 0.0
         for number, length in enumerate(_RACE, 1):
@@ -340,7 +340,7 @@ class Search:
             seconds += trial.seconds
             variance = self._noise_sum / self._noise_weight / seconds
             has_won = _verdict(number, weighted / seconds, math.sqrt(variance))
-            # Kept even if the time is up before the race is decided.
+            # Stored even if the time is up before the race is decided.
             log_speed = self._scores[incumbent].log_speed + weighted / seconds
             self._scores[candidate] = _Score(log_speed, variance, len(self._path) - (not has_won))
             if has_won is not None:
@@ -349,14 +349,14 @@ class Search:
             self._path.append(candidate)
 
     def _count_noise(self, deviation: float, seconds: float) -> None:
-        """Count by how much two log ratios of a race differ; see `_PRIOR_VARIANCE_S`."""
-        # One jump of the machine in the middle of a race tells little about the others.
+        """Record the difference of two log ratios of a race; see `_PRIOR_VARIANCE_S`."""
+        # One jump of the machine's speed during a race says little about other races.
         most = 9 * (self._noise_sum / self._noise_weight)
         self._noise_sum += min(deviation**2 * seconds, most)
         self._noise_weight += 1.0
 
     def _compare_with_default(self, best: Candidate) -> None:
-        """Measure best and default in turns; the default takes the best's place if it is faster."""
+        """Measure best and default in turns; the default replaces the best if it is faster."""
         must_not = best == self._default or self._default in self._failed
         reference = None if must_not else self._default
         for number in range(self._settings.final_rounds):
@@ -381,7 +381,7 @@ class Search:
     def _visit(
         self, candidate: Candidate, reference: Candidate | None, seconds: float, must: bool = False
     ) -> Trial:
-        """Return a recorded trial or a new one, which takes time that is left or is a ``must``."""
+        """Return a recorded trial, or a new one if there is time or it is a ``must``."""
         if recorded := self._answers.get((candidate, reference, seconds)):
             trial = recorded.popleft()
         elif must or self._affords(candidate, seconds):
@@ -403,10 +403,10 @@ class Search:
         return self._budget.affords(candidate, self.incumbent, seconds)
 
     def _is_open(self, c: Candidate) -> bool:
-        """Say whether a candidate was not measured yet and is not bound to fail."""
+        """Return whether a candidate was not measured yet and may succeed."""
         if c in self._scores or c in self._failed:
             return False
-        # What ran out of memory or time does so with more environments, too.
+        # A candidate that ran out of memory or time also does with more environments.
         return not any(
             is_exhausted
             and c.envs_per_worker >= failed.envs_per_worker
@@ -430,7 +430,7 @@ class Search:
 
 
 def _verdict(number: int, lead: float, error: float) -> bool | None:
-    """Return whether a candidate has won after that many windows; None while that is open."""
+    """Return whether a candidate has won after ``number`` windows; None if undecided."""
     if number == 1:
         return False if lead < -_FAR_BEHIND or lead + 2 * error < 0 else None
     if lead - _SURE * error > 0:
@@ -463,7 +463,7 @@ def _predict(
     """
     known, noise = _features(evidence), np.array([each for _, each in evidence.values()]) + 1e-4
     speeds = np.array([log_speed for log_speed, _ in evidence.values()])
-    # Differences between slow candidates are irrelevant, and would hide those of the others.
+    # Differences between slow candidates are irrelevant, and would mask those of fast ones.
     speeds = np.maximum(speeds, speeds.max() - _SLOW)
     mean, variance = float(np.median(speeds)), max(_SPREAD, float(np.std(speeds))) ** 2
 
@@ -511,7 +511,7 @@ def _product(subscripts: str, *arrays: Array) -> Array:
 
 
 def _features(candidates: Iterable[Candidate]) -> Array:
-    """Return ``[candidates, features]``, in units over which speeds are much alike."""
+    """Return ``[candidates, features]``, in units over which speed is smooth."""
 
     def features(c: Candidate) -> tuple[float, ...]:
         gpu, models = float(c.device != "cpu"), c.num_model_workers

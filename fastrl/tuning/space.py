@@ -1,4 +1,4 @@
-"""The candidates of a tuning, and which of them a machine and a user allow."""
+"""The candidates of a tuning, within the bounds of the machine and the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrl.config import Config
 from fastrl.errors import ConfigError
 
 _SIZES, _SIZES_ON_GPU = (64, 16, 256), (256, 64, 1024)
-"""Environments per worker that are usually fast, the most likely first."""
+"""Numbers of environments per worker that are usually fast, the most likely first."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Candidate:
     torch_threads: int = 1
 
     def __post_init__(self) -> None:
-        """Check the numbers; raise a `ConfigError` where one is not an integer or too small."""
+        """Check the numbers; raise a `ConfigError` if one is not an integer or too small."""
         whole_attributes(self, ("num_model_workers",), at_least=0)
         whole_attributes(self, ("envs_per_worker", "num_env_workers", "groups", "torch_threads"))
 
     @property
     def num_envs(self) -> int:
-        """B = N · n, environments of all workers."""
+        """Number of environments of all workers, B = N · n."""
         return self.envs_per_worker * self.num_env_workers
 
     @property
@@ -59,7 +59,7 @@ class Candidate:
 
 
 def candidate_of(config: Config) -> Candidate:
-    """Return the candidate that a configuration names, with ``auto`` resolved on this machine."""
+    """Return the candidate of a configuration, with ``auto`` resolved on this machine."""
     sampler, topology = config.sampler, config.topology
     return Candidate(
         topology.envs_per_worker,
@@ -94,11 +94,11 @@ class Space:
         max_env_workers: Largest N; 0 means two per core.
         max_envs_per_worker: Largest n.
         batch: Smallest and largest B = N · n, both included; None for any.
-        groups: Numbers of groups to try where there are model workers.
-        devices: Where the policy may run; the first is tried first.
+        groups: Numbers of groups to try with model workers.
+        devices: Devices of the policy, the first of which is tried first.
         engines: Engines to try.
         max_torch_threads: Most torch threads of a process.
-        fits: Says whether the memory is enough for a candidate.
+        fits: Returns whether the memory is enough for a candidate.
     """
 
     cores: int
@@ -112,7 +112,7 @@ class Space:
     fits: Callable[[Candidate], bool] = lambda _: True
 
     def __post_init__(self) -> None:
-        """Check the bounds; raise a `ConfigError` where nothing could be chosen."""
+        """Check the bounds; raise a `ConfigError` if there is no choice."""
         whole_attributes(self, ("cores", "max_envs_per_worker", "max_torch_threads"))
         whole_attributes(self, ("max_env_workers",), at_least=0)
         if not (self.groups and self.devices and self.engines):
@@ -129,7 +129,7 @@ class Space:
         return self.max_env_workers or 2 * self.cores
 
     def contains(self, c: Candidate) -> bool:
-        """Say whether a candidate is allowed, and differs from every simpler one."""
+        """Return whether a candidate is allowed, and differs from every simpler one."""
         low, high = self.batch or (1, c.num_envs)
         cores = self.cores // (c.num_model_workers or c.num_env_workers)
         return (
@@ -144,10 +144,10 @@ class Space:
         )
 
     def all(self) -> Iterator[Candidate]:
-        """Yield the candidates with n a power of two, or any divisor where B is limited.
+        """Yield the candidates with n a power of two, or any divisor if B is limited.
 
         Large N and M are those of `_counts`, or 192 cores and 8 GPUs would have 10⁸ candidates;
-        where B is nearly fixed, N is any number, since few divide B.
+        if B is nearly fixed, N is any number, since few divide B.
         """
         most = self.most_env_workers
         low, high = self.batch or (1, 2**63)
@@ -171,7 +171,7 @@ class Space:
         """Return candidates that are often fast on some kind of machine, the likeliest first."""
         cores, few = self.cores, max(1, self.cores // 4)
         kinds = [(cores, 0, "cpu")]
-        # A GPU needs large batches, and its model workers sleep while it computes.
+        # A GPU needs large batches, and model workers sleep while it computes.
         kinds += [
             (cores, models, device)
             for device in self.devices
@@ -197,7 +197,7 @@ class Space:
         return [c for c in dict.fromkeys(found) if c != default and self.contains(c)]
 
     def nearest(self, c: Candidate) -> Candidate:
-        """Return the allowed candidate that is most like ``c``; ``c`` where none is allowed."""
+        """Return the allowed candidate nearest to ``c``; ``c`` if none is allowed."""
         plain = c if c.num_model_workers else c.but(groups=1)
         if self.contains(plain):
             return plain
@@ -231,7 +231,7 @@ class Space:
         return sorted({span[0], *powers, span[-1]})
 
     def _with_size(self, c: Candidate) -> Candidate:
-        """Return ``c`` with n as near to its own as the batch allows."""
+        """Return ``c`` with the nearest n that the batch allows."""
         if self.batch is None:
             return c
         workers, (low, high) = c.num_env_workers, self.batch
@@ -277,6 +277,6 @@ class Space:
 
 
 def _counts(most: int, cores: int) -> list[int]:
-    """Return all numbers up to 16; beyond, 2ᵏ and 3 · 2ᵏ, those around ``cores``, and ``most``."""
+    """Return all numbers up to 16; above, 2ᵏ, 3 · 2ᵏ, those around ``cores``, and ``most``."""
     large = {factor << k for factor in (2, 3) for k in range(3, most.bit_length())}
     return sorted(k for k in {*range(1, 17), *large, cores - 1, cores, most} if 1 <= k <= most)

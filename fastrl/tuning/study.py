@@ -1,4 +1,4 @@
-"""Trials, and the file of JSON lines that keeps them, from which a stopped tuning continues."""
+"""The study of a tuning: its trials in a file of JSON lines, from which it can continue."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fastrl.errors import ConfigError, FastrlError, one_line
 from fastrl.tuning.space import Candidate
 
 _TURN_S = 0.2
-"""Approximate length of a turn: a core's speed may change by a factor of 1.6 within a second, and
-changing turns takes time, too."""
+"""Approximate seconds of a turn: a core's speed may change by a factor of 1.6 within a second, but
+changing turns takes time."""
 
 _Fps = Annotated[float, Field(gt=1e-9, lt=1e15)]
 _Seconds = Annotated[float, Field(ge=0, lt=1e9)]
@@ -61,7 +61,7 @@ class Sample:
 
 
 Measure = Callable[[Candidate, float], Sample]
-"""Samples with a candidate for some seconds; an exception counts as a failure of the candidate."""
+"""A function that samples with a candidate for some seconds; an exception is its failure."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Trial:
     """One window of a candidate, and beside it one of the best so far, the reference.
 
     Attributes:
-        reference: None where the candidate was measured alone.
+        reference: Reference candidate; None if the candidate was measured alone.
         seconds: Length of each of the two windows.
-        fps: Of the candidate; None where it failed.
-        reference_fps: None where either failed.
-        cost_s: Wall time, starting the candidate included.
-        error: Why it failed; empty where it succeeded.
-        exhausted: See `TrialError`, as ``limit_s``.
-        notes: Of the candidate's last turn.
+        fps: Frames per second of the candidate; None if it failed.
+        reference_fps: Frames per second of the reference; None if either failed.
+        cost_s: Wall time in seconds, including the start of the candidate.
+        error: Reason of a failure; empty without one.
+        exhausted: See `TrialError`, also for ``limit_s``.
+        notes: Details of the candidate's last turn.
     """
 
     candidate: Candidate
@@ -134,7 +134,7 @@ def _window(measure: Measure, candidate: Candidate, seconds: float) -> Trial:
 
 
 def _failed(own: Trial, beside: Trial, seconds: float) -> Trial:
-    """Return the trial of two windows of which one failed."""
+    """Return the trial of two windows if one failed."""
     error = own.error or f"beside it, {beside.error}"
     return replace(own, reference=beside.candidate, seconds=seconds, error=error)
 
@@ -144,7 +144,7 @@ class Result:
     """The result of a completed search.
 
     Attributes:
-        enough_s: The largest budget for which it is final; None where more time changes nothing.
+        enough_s: Largest budget for which it is final; None if more time changes nothing.
     """
 
     best: Candidate
@@ -165,14 +165,14 @@ class _Line(BaseModel):
 class Study:
     """The trials under one name, oldest first, and the result of the latest completed search.
 
-    A file may hold several studies. Damaged lines are left out.
+    A file may hold several studies. Damaged lines are skipped.
 
     Args:
         path: The file; None for a study in memory.
-        name: Equal for trials that may be compared.
-        fresh: Discard what the file holds under that name.
-        say: Called with the reason where the file cannot be read or written; the study then
-            continues in memory. By default that is a `ConfigError`.
+        name: Name of the study, equal for comparable trials.
+        fresh: Discard the earlier trials of that name.
+        say: Called with the reason if the file cannot be read or written; the study then
+            continues in memory. By default a `ConfigError` is raised.
     """
 
     def __init__(
@@ -194,20 +194,21 @@ class Study:
             self._write(fresh=True)
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial; it is on disk when this returns."""
+        """Write a trial to the disk."""
         self.trials.append(trial)
         self._write(trial=trial)
 
     def keep_result(self, result: Result) -> None:
-        """Keep the result of a search."""
+        """Write the result of a search."""
         self.result = result
         self._write(result=result)
 
     def answers(self, limit_s: float) -> Mapping[Question, deque[Trial]]:
-        """Return the recorded trials by question, oldest first, for a search that asks again.
+        """Return the recorded trials by question, oldest first, for a repeated search.
 
-        There are none where no trial succeeded, as the cause may be gone. Failures before a
-        success of the same question are left out, and trials that ran out of less than ``limit_s``.
+        There are none if no trial succeeded, as its cause may have been removed. Failures before a
+        success of the same question are skipped, and so are trials with a time limit below
+        ``limit_s`` that ran out.
         """
         found: dict[Question, deque[Trial]] = defaultdict(deque)
         trials = [t for t in self.trials if t.limit_s is None or t.limit_s >= limit_s]
@@ -240,7 +241,7 @@ class Study:
 
     @contextmanager
     def _reporting(self, action: str) -> Iterator[None]:
-        """Raise or say in one line that the file cannot be used."""
+        """Raise or report in one line that the file cannot be used."""
         try:
             yield
         except OSError as error:
@@ -252,12 +253,12 @@ class Study:
 
 
 def cached_study(name: str, say: Callable[[str], None], *, fresh: bool = False) -> Study:
-    """Return a `Study` in the user's cache directory; in memory where there is none."""
+    """Return a `Study` in the user's cache directory; in memory if there is no such directory."""
     try:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         directory = Path(cache) / "fastrl"
         directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # an account may have no home
+    except (OSError, RuntimeError) as error:  # an account may have no home directory
         say(f"trials are not kept: {error}")
         return Study()
     return Study(directory / "tuning.jsonl", name, fresh=fresh, say=say)
@@ -271,7 +272,7 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _parsed(line: bytes) -> _Line | None:
-    """Return what a line holds; None where it is damaged or blank."""
+    """Return the content of a line; None if it is damaged or blank."""
     try:
         return _Line.model_validate_json(line)
     except (ValidationError, ConfigError):

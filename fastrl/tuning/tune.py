@@ -39,9 +39,9 @@ from fastrl.workers.plan import SamplingPlan
 
 _LIMIT_WINDOW_S = 0.6
 _LIMIT_S, _LIMIT_SHARE = 6.0, 0.15  # time to measure the limit, and its share of long budgets
-_SHORT_S = 20.0  # budgets below leave no time to measure anything more than once
+_SHORT_S = 20.0  # smaller budgets have no time to measure anything twice
 _MOST_TORCH_THREADS = 8
-_METHOD = 3  # raised when windows are measured differently, so that older trials are void
+_METHOD = 3  # increased when the measurement changes, which makes older trials void
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """An import path, such as gymnasium's registry contains."""
 _INSTALLED = tuple(
@@ -56,11 +56,11 @@ class TuneOptions:
     Attributes:
         objective: ``fps`` of sampling alone, or ``train_fps`` with the learner.
         budget_s: Wall time of all trials, including those of an earlier tuning that is continued.
-            Setting up is not counted: starting processes, and measuring what resets cost.
+            The start of processes and the measurement of resets are not counted.
         batch: Smallest and largest B = N · n. None means any when sampling alone, and
             the configured B in training.
         with_limit: Whether to measure the physical limit at the end.
-        seed: Of the search.
+        seed: Seed of the search.
     """
 
     objective: Objective = "fps"
@@ -71,7 +71,7 @@ class TuneOptions:
 
     @property
     def rounds(self) -> int:
-        """How often best, default and limit are measured at the end."""
+        """Number of final measurements of best, default and limit."""
         return 1 if self.budget_s < _SHORT_S else 3
 
     @property
@@ -87,11 +87,11 @@ class Tuning(Closing):
     """A tuning, which may be interrupted at any time; use it in a ``with`` block.
 
     Args:
-        config: What to tune.
-        options: What for.
-        study: Keeps the trials.
+        config: Configuration to tune.
+        options: Objective and budgets.
+        study: File of the trials.
         watch: Called after every trial.
-        command: The command line, for the report.
+        command: Command line, for the report.
 
     Raises:
         ConfigError: There is nothing to tune, or no candidate has the requested batch.
@@ -115,7 +115,7 @@ class Tuning(Closing):
         self._began_s = time.monotonic()
         self._limit: tuple[float, float] | None = None
         limit_s = max(5.0, options.budget_s / 6)
-        # A start takes the same time for any budget, and must leave time for the rest.
+        # A start takes equally long for any budget, and must leave time for the trials.
         self._bench = Workbench(
             config, options.objective, limit_s, start_limit_s=max(limit_s, options.budget_s / 2)
         )
@@ -137,7 +137,7 @@ class Tuning(Closing):
         self._ready_s = time.monotonic()
 
     def run(self) -> TuneReport:
-        """Search and measure the limit; raise a `TrialError` where nothing could be measured."""
+        """Search and measure the limit; raise a `TrialError` if nothing could be measured."""
         finding = self._search.run()
         left_s = self._options.budget_s - (time.monotonic() - self._ready_s)
         if self._options.with_limit and left_s > 0:
@@ -161,7 +161,7 @@ class Tuning(Closing):
         """
         pairs = []
         try:
-            # The limit of a batched environment is that of a batch of the best's size.
+            # The limit of a batched environment is measured with the best candidate's batch size.
             plan = make_plan(with_candidate(self._config, best), env_spec=self._bench.plan.env_spec)
             cores = usable_cores()
             with LimitProbe(plan, env_factory(self._config), cores, timeout_s=20) as probe:
@@ -180,9 +180,9 @@ def tuned_here(
     """Return the best candidate for training on this machine; None if none can be measured.
 
     Args:
-        config: To train.
-        budget_s: For all trials.
-        say: Called with what is to be printed.
+        config: Configuration to train.
+        budget_s: Budget of all trials in seconds.
+        say: Called with lines to print.
         fresh: Discard earlier results.
 
     Raises:
@@ -209,7 +209,7 @@ def tuned_here(
 
 
 def could_find(config: Config, options: TuneOptions, candidate: Candidate) -> bool:
-    """Say whether a tuning on this machine might choose a candidate, its memory aside."""
+    """Return whether a tuning on this machine could choose a candidate, apart from its memory."""
     # The observations of the environment only matter for engines and threads.
     usual = candidate.torch_threads == 1 and candidate.engine == config.sampler.engine
     space = _space(config, options, None if usual else make_plan(config))
@@ -217,7 +217,7 @@ def could_find(config: Config, options: TuneOptions, candidate: Candidate) -> bo
 
 
 def study_name(config: Config, options: TuneOptions) -> str:
-    """Return a name that is equal for measurements that may be compared.
+    """Return a name that is equal for comparable measurements.
 
     It depends on the machine with its devices, the versions of packages, the environment and its
     code (see `sources`), the policy and its engine, the rollouts and their checks, and in training
@@ -248,15 +248,15 @@ def study_name(config: Config, options: TuneOptions) -> str:
 def _space(config: Config, options: TuneOptions, plan: SamplingPlan | None) -> Space:
     """Return the candidates that a configuration, this machine and a user allow.
 
-    Without a ``plan`` the observations are taken to be without images.
+    Without a ``plan``, observations are assumed to have no images.
     """
     batch = options.batch
     if batch is None and options.objective == "train_fps":
         batch = (config.topology.num_envs,) * 2
     images = plan is not None and has_images(plan.env_spec.observation_space, config.model)
     devices, engines = _devices(), [config.sampler.engine]
-    # Rounding changes slightly what is learnt, so training has it only where it is configured; and
-    # it is faster for conv nets only.
+    # Rounding changes learning slightly, so in training it is used only if configured; and
+    # it is only faster for conv nets.
     if images and options.objective == "fps" and plan is not None and plan.build_model is not None:
         model, kinds = plan.build_model(), [torch.device(d.partition(",")[0]) for d in devices]
         if any(not why_not_bfloat16(model, kind) for kind in kinds):

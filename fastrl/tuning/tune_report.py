@@ -1,4 +1,4 @@
-"""The report of a tuning: as JSON, as tables and as plots."""
+"""The report of a tuning, as JSON, tables and plots."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class TuneReport:
-    """One tuning.
+    """The result of one tuning.
 
     Attributes:
         env: Id of the environment.
         objective: ``fps`` or ``train_fps``.
-        limit: The physical limit, and the frames per second of the best right after it; None where
+        limit: The physical limit, and the frames per second of the best right after it; None if
             it was not measured.
         command: The command line that repeats it.
     """
@@ -56,7 +56,7 @@ class TuneReport:
 
     @property
     def base_name(self) -> str:
-        """What `Finding.ratios` are relative to: the default unless it failed."""
+        """Name of the reference of `Finding.ratios`: the default unless it failed."""
         base = self.finding.path[0]
         return "the default" if base == self.finding.default else base.label
 
@@ -169,10 +169,10 @@ class TuneReport:
 
 
 def find_bottleneck(candidate: Candidate, notes: Notes) -> str:
-    """Return in a line what takes most of a candidate's time, and what would help.
+    """Return one line with the bottleneck of a candidate, and a remedy.
 
-    Env workers that wait for model workers wait for the inference; as far as the model workers
-    wait as well, both wait for the handoff. Without ``notes`` the line is empty.
+    Env workers that wait for model workers wait for the inference; while model workers
+    wait, too, both wait for the handoff. Without ``notes`` the line is empty.
     """
     if "env-worker" not in notes.shares:
         return ""
@@ -205,7 +205,7 @@ def plot_tuning(report: TuneReport, directory: Path) -> list[Path]:
         figure = Figure(figsize=(7.0, 4.5), layout="constrained")
         axes = figure.add_subplot()
         draw(axes, report)
-        # Below the axes, in which points and bars may be anywhere.
+        # Below the axes, as points and bars may be anywhere inside.
         labels = axes.get_legend_handles_labels()[1]
         if labels:
             columns = max(1, min(4, _COLUMN_CHARS // (_SYMBOL_CHARS + max(map(len, labels)))))
@@ -239,7 +239,7 @@ def _over_n(axes: Axes, report: TuneReport) -> None:
 
 
 def _path(axes: Axes, report: TuneReport) -> None:
-    """Draw every trial over the time, and the best so far, relative to the first candidate."""
+    """Draw all trials over time, and the best so far, relative to the first candidate."""
     found, ratios = report.finding, report.finding.ratios
     spent_s, ended_s, points, failed = 0.0, {}, [], []
     for number, trial in enumerate(found.trials):

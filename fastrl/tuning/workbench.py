@@ -1,10 +1,10 @@
-"""Measures candidates on this machine; the two latest stay running, so that they can take turns.
+"""Measures candidates on this machine; the two latest stay running, for measurements in turns.
 
-Environments that were just started have fewer ends of episodes in a short window than they will
-have in training, and the more environments there are, the fewer. Where a reset takes as long as
-two hundred steps, many environments would look twice as fast as they are. So a few environments
-are watched once, for how often episodes end and how long an end takes, and every window is
-corrected to that rate.
+Environments that were just started end fewer episodes in a short window than they will in
+training, and the more environments there are, the fewer. If a reset takes as long as two hundred
+steps, many environments would seem twice as fast as they are. So the frequency and duration of
+ends of episodes are measured once with a few environments, and every window is corrected to that
+rate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ROLLOUT_S = 0.05  # longest rollout; short windows would contain none of the lo
 _SHORTEST_ROLLOUT = 4
 _CALIBRATION_S = 4.0  # longest time in which resets are watched
 _USABLE_MEMORY = 0.7  # share of the free memory; other programs need some, too
-_ENDS_PER_ENV = 2  # episodes after which environments no longer end together, roughly
+_ENDS_PER_ENV = 2  # episodes after which environments end at different times, roughly
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Resets:
     def seen(
         cls, spent: SamplerStats, envs_per_group: int, time_limit: int | None = None
     ) -> Resets:
-        """Return what the counters of a window show.
+        """Return the resets that the counters of a window show.
 
         Args:
-            spent: The counters.
+            spent: Counters of the window.
             envs_per_group: Environments that are stepped together.
             time_limit: Steps after which episodes end at the latest.
         """
@@ -77,11 +77,11 @@ class Resets:
     def usual_s(
         self, spent_s: float, spent: SamplerStats, in_parallel: int, idle_s: float = 0.0
     ) -> float:
-        """Return how long a window would have taken with the usual number of resets.
+        """Return the duration of a window with the usual number of resets.
 
         Args:
             spent_s: Length of the window.
-            spent: Its counters.
+            spent: Counters of the window.
             in_parallel: Environments that can be reset at the same time.
             idle_s: Idle time of cores, in which they could have reset.
         """
@@ -89,7 +89,7 @@ class Resets:
         more_s = missing * self.seconds / in_parallel
         if more_s > 0:
             more_s = max(0.0, more_s - idle_s / in_parallel)
-        # Resets are at most three quarters of a window, however poorly they were measured.
+        # Resets are at most three quarters of a window, even with measurement errors.
         return max(spent_s / 4, spent_s + more_s)
 
 
@@ -104,7 +104,7 @@ class MemoryNeed:
     most_bytes: int  # that may be used
 
     def fits(self, c: Candidate) -> bool:
-        """Say whether there is enough for a candidate and for the one beside it."""
+        """Return whether there is enough memory for a candidate and a running one."""
         return 2 * self.of(c) <= self.most_bytes
 
     def of(self, c: Candidate) -> int:
@@ -125,7 +125,7 @@ class _Rig:
         self._is_late, self._learner = threading.Event(), None
         self._learnt_s, self._learnt_steps = 0.0, 0
         if objective == "train_fps":
-            # Built before the sampler, which holds shared memory.
+            # Built before the sampler, which allocates shared memory.
             self._learner = endless_learner(config, plan.env_spec)
         sampler = make_sampler(config, plan, on_fault=self._on_fault)
         assert isinstance(sampler, ProcessSampler), "only sampler.kind: process is tuned"
@@ -150,7 +150,7 @@ class _Rig:
         steps = spent.frames if self._learner is None else self._learnt_steps - steps
         cores, idle_s = usable_cores(), 0.0
         if self._is_async:
-            # Workers that waited for a core count as busy, so this is the least idle time.
+            # Workers that wait for a core count as busy, so this is a lower bound of idle time.
             busy_ns = spent.stepping_ns + spent.inference_ns + spent.handoff_ns
             idle_s = max(0.0, cores * spent_s - float(busy_ns.sum()) / 1e9 - learnt_s)
         in_parallel = min(self._topology.num_env_workers, cores)
@@ -162,7 +162,7 @@ class _Rig:
         """Sample until most environments have ended a few episodes, for at most some time.
 
         Returns:
-            What resets cost, and the bytes that a worker holds alone.
+            The cost of resets, and the bytes of a worker's own memory.
         """
         stats, enough = self._sampler.stats, _ENDS_PER_ENV * self._topology.num_envs
         with self._limited(self._limit_s):
@@ -189,7 +189,7 @@ class _Rig:
                 return
 
     def _on_fault(self, fault: Fault) -> None:
-        """Let a worker be replaced, as in a run, unless `_limited` has ended it."""
+        """Allow a replacement of a worker, as in a run, unless `_limited` has ended it."""
         if self._is_late.is_set():
             raise TrialError(fault.cause)
         _LOGGER.warning("%s", fault)
@@ -223,10 +223,10 @@ class Workbench(Closing):
     """Measures candidates for one configuration; a `Measure`. Use it in a ``with`` block.
 
     Args:
-        config: The run; a candidate replaces its sampler's keys.
+        config: Configuration; a candidate replaces its sampler's keys.
         objective: ``fps`` samples only; ``train_fps`` learns as well.
         limit_s: Longest time of a window.
-        start_limit_s: Longest time of a start, by default ``limit_s``. Where it is given, it is at
+        start_limit_s: Longest time of a start, by default ``limit_s``. If it is given, it is at
             least ``sampler.start_timeout_s`` until one candidate has been measured.
     """
 
@@ -240,7 +240,7 @@ class Workbench(Closing):
         require_environments(config)
         if config.sampler.wait != "all":
             raise ConfigError("sampler.wait: must be all for tuning, which measures whole rollouts")
-        # Of a cluster, this machine is tuned.
+        # In a cluster, this machine is tuned.
         config = config.model_copy(update={"cluster": None})
         self._config, self._objective, self._limit_s = config, objective, limit_s
         self._start_limit_s = self._first_limit_s = start_limit_s or limit_s
@@ -254,7 +254,7 @@ class Workbench(Closing):
         """Return a window of a candidate, while the others are paused.
 
         Raises:
-            FastrlError: It cannot be built, crashed, or needs too much memory or time.
+            FastrlError: The candidate cannot be built, crashed, or needs too much memory or time.
         """
         rig = self._rigs.pop(candidate, None)
         if rig is None:
@@ -271,9 +271,9 @@ class Workbench(Closing):
         return sample
 
     def calibrate(self, candidate: Candidate) -> MemoryNeed:
-        """Measure with few environments how fast they are, what resets cost, and their memory.
+        """Measure speed, cost of resets and memory with a few environments.
 
-        The speed decides how long the rollouts of trials may be.
+        The speed determines the length of the rollouts of trials.
 
         Returns:
             The memory that candidates need.
@@ -318,7 +318,7 @@ class Workbench(Closing):
 
 
 def _mean_bytes(memory: Mapping[str, Memory]) -> int:
-    """Return the memory that a process holds alone, the mean over processes."""
+    """Return the mean of the processes' own memory."""
     found = [each.unique_mib * 2**20 for each in memory.values()]
     return int(sum(found) / max(1, len(found)))
 

@@ -26,7 +26,7 @@ def show(index: RunIndex, console: Console) -> None:
 
     Args:
         index: The runs.
-        console: Where to.
+        console: Console for the text.
     """
     if console.is_terminal and _is_any_running(index):
         with LiveDisplay(console, lambda: as_text(index, console.width), 1 / _EVERY_S):
@@ -40,7 +40,7 @@ def show(index: RunIndex, console: Console) -> None:
 
 
 def as_text(index: RunIndex, width: int) -> Group:
-    """Return what is known of all runs, and of the latest one that is being trained.
+    """Return a table of all runs, and details of the latest one that is being trained.
 
     Args:
         index: The runs.
@@ -114,7 +114,7 @@ def _one_run(run: dict[str, Any]) -> list[RenderableType]:
 
 
 def _speeds(run: dict[str, Any]) -> list[RenderableType]:
-    """Return the speeds of a run beside their limits; nothing where there are none."""
+    """Return the speeds of a run with their limits; nothing if there are none."""
     limits = run["limits_fps"]
     if not limits:
         return []

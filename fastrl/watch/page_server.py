@@ -1,4 +1,4 @@
-"""Servers of local web pages: checks of access, and responses."""
+"""Base classes of the servers of local web pages: access checks and responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOOPBACK = "127.0.0.1"
 
 _COOKIE = "fastrl"
 _COMPRESSED = 1024
-"""Bytes from which an answer is compressed."""
+"""Least bytes of an answer that is compressed."""
 _TYPES = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
@@ -44,19 +44,19 @@ _HEADERS = {
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves a page and what it needs, to those who may see it.
+    """Serves a page and its files to authorised clients.
 
     An address other than the loopback one needs a token: in the query of the first request, and in
     a cookie from then on.
 
     Attributes:
         host: The address.
-        token: What each request needs; empty on the loopback address.
+        token: Token of each request; empty on the loopback address.
 
     Args:
-        request: Answers requests.
-        host: See above.
-        port: Its port; 0 for a free one.
+        request: Class that answers requests.
+        host: The address.
+        port: Port of the server; 0 for a free one.
 
     Raises:
         ConfigError: The address cannot be used.
@@ -90,7 +90,7 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{host}:{self.server_address[1]}/{query}"
 
     def server_bind(self) -> None:
-        """Bind the socket; unlike the base, without asking a name server for our name."""
+        """Bind the socket; unlike the base class, without a query to a name server."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -104,7 +104,7 @@ class PageServer(ThreadingHTTPServer):
     def knows(self, host: str) -> bool:
         """Return whether a request with this ``Host`` is meant for this server.
 
-        A page from elsewhere whose name was made to resolve to this address sends its own name.
+        It is not if the page of another site resolves its own name to this address.
         """
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -117,22 +117,22 @@ class PageServer(ThreadingHTTPServer):
 
 
 class PageRequest(BaseHTTPRequestHandler):
-    """Answers GET and HEAD; a subclass says what there is."""
+    """Answers GET and HEAD; a subclass defines the answers."""
 
     server: PageServer
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "fastrl", ""
-    timeout = 30.0  # of connections on which nothing is requested
+    timeout = 30.0  # seconds of a connection without requests
 
     def answer(self, path: str, given: Mapping[str, str]) -> None:
-        """Answer a request that is allowed.
+        """Answer an allowed request.
 
         Args:
-            path: Without the query.
+            path: Path without the query.
             given: The parameters of the query.
 
         Raises:
-            KeyError: There is no such thing.
+            KeyError: There is nothing at this path.
             ValueError: A parameter is wrong.
         """
         raise KeyError(path)
@@ -164,7 +164,7 @@ class PageRequest(BaseHTTPRequestHandler):
         """Write no log."""
 
     def may_ask(self, given: Mapping[str, str]) -> bool:
-        """Return whether a request is allowed; refuse it if not."""
+        """Return whether a request is allowed; answer with an error if not."""
         if not self.server.knows(self.headers.get("Host", "")):
             self.fail(HTTPStatus.MISDIRECTED_REQUEST, "this server has another name")
         elif not self._has_token(given):
@@ -174,7 +174,7 @@ class PageRequest(BaseHTTPRequestHandler):
         return False
 
     def send(self, body: bytes, kind: str, more: Mapping[str, str] | None = None) -> None:
-        """Send an answer of this content type, with more headers where some are given."""
+        """Send an answer of a content type, with optional further headers."""
         headers = {"Content-Type": kind, "Cache-Control": "no-store", **(more or {})}
         is_compact = kind.startswith("image/")
         if (
@@ -224,7 +224,7 @@ class PageRequest(BaseHTTPRequestHandler):
         )
 
     def _remember(self) -> None:
-        """Put the token into a cookie, so that it leaves the address and the history."""
+        """Put the token into a cookie, so that it is removed from the address and the history."""
         cookie = f"{_COOKIE}={self.server.token}; Path=/; HttpOnly; SameSite=Strict"
         headers = {"Location": "/", "Set-Cookie": cookie, "Content-Length": "0"}
         self.begin(HTTPStatus.SEE_OTHER, headers)

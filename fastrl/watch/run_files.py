@@ -1,4 +1,4 @@
-"""Reads the files of a run as they grow, and never a file outside of its directory."""
+"""Reads the growing files of a run, and never a file outside of its directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import BinaryIO
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_BYTES = 2**28
-"""That are read of a file at a time."""
+"""Most bytes that are read of a file at a time."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ class GrowingFile:
 
     Args:
         root: See `open_below`.
-        *parts: The same.
+        *parts: See `open_below`.
     """
 
     def __init__(self, root: Path, *parts: str) -> None:
@@ -76,7 +76,7 @@ class GrowingFile:
         self._rest = b""
 
     def news(self) -> tuple[bool, list[bytes]]:
-        """Return whether the file begins anew, and the complete lines since the last call.
+        """Return whether the file was replaced, and the complete lines since the last call.
 
         A file that cannot be read has no lines.
         """
@@ -101,7 +101,7 @@ class ReplacedFile:
 
     Args:
         root: See `open_below`.
-        *parts: The same.
+        *parts: See `open_below`.
     """
 
     _MOST_BYTES = 2**20

@@ -1,4 +1,4 @@
-"""All watched runs, and what the page and the text show, as plain data."""
+"""The index of all watched runs, with the data of the page and the text."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from fastrl.watch.watched_run import VIDEOS, WatchedRun
 
 _MOST_RUNS = 500
 _DEEPEST = 4
-"""Levels of directories in which runs are looked for."""
+"""Levels of directories in which runs are searched."""
 _EVERY_S, _SELDOM_S = 1.0, 10.0
-"""Shortest time between two reads: of runs that are being trained, and of the others."""
+"""Shortest time between two reads of running runs, and of others."""
 _FIND_S = 5.0
 """Shortest time between two searches for new runs."""
 _POINTS, _FAINT_POINTS = 400, 150
-"""Of a curve, and of each seed behind a mean."""
+"""Most points of a curve, and of each seed's curve behind a mean."""
 _MOST_CURVES = 1000
-"""That are kept, of groups of runs."""
+"""Most curves of groups in the cache."""
 _DIGITS = 6
 _FAULTS_SHOWN = 50
 _KEYS_HIDDEN = {"run_dir"}
 
 
 class RunIndex:
-    """The runs below some directories, found and read again as they change.
+    """The runs below some directories, which are searched and read again as they change.
 
     Its methods may be called in several threads.
 
@@ -54,7 +54,7 @@ class RunIndex:
         places: Directories of runs, or of directories of runs; or names under ``runs/``.
 
     Raises:
-        ConfigError: One is not a directory.
+        ConfigError: A place is not a directory.
     """
 
     def __init__(self, places: Sequence[str | Path]) -> None:
@@ -74,7 +74,7 @@ class RunIndex:
         self._version = 0
 
     def refresh(self) -> None:
-        """Find new runs and read what has changed, at most once a second."""
+        """Find new runs and read changed ones, at most once a second."""
         with self._lock:
             now_s = time.monotonic()
             if now_s - self._looked_s < _EVERY_S:
@@ -95,9 +95,9 @@ class RunIndex:
             self._looked_s = time.monotonic()
 
     def overview(self) -> dict[str, Any]:
-        """Return what is shown of all runs, the latest first.
+        """Return the list of all runs, the latest first.
 
-        ``version`` changes with everything that can be shown.
+        ``version`` changes with every change of the shown data.
         """
         with self._lock:
             self.refresh()
@@ -125,10 +125,10 @@ class RunIndex:
         """Return a metric of all runs, by group: their mean, its spread, and each run.
 
         Args:
-            metric: Such as ``return_mean``.
-            kind: Of rows, such as ``training``.
+            metric: Name of the metric, such as ``return_mean``.
+            kind: Kind of rows, such as ``training``.
             over: The horizontal axis: ``steps`` or ``wall_s``.
-            groups: Which groups; None for all.
+            groups: Numbers of the groups; None for all.
         """
         with self._lock:
             self.refresh()
@@ -143,7 +143,7 @@ class RunIndex:
             return {"version": self._version, "groups": [each for each in found if each]}
 
     def details(self, name: str) -> dict[str, Any]:
-        """Return what is shown of one run alone.
+        """Return the details of one run.
 
         Raises:
             KeyError: There is no such run.
@@ -217,7 +217,7 @@ class RunIndex:
     def _curve(
         self, group: int, runs: Sequence[WatchedRun], what: tuple[str, str, str]
     ) -> dict[str, Any]:
-        """Return the curve of a group, which is kept until one of its runs changes."""
+        """Return the curve of a group, which is cached until one of its runs changes."""
         metric, kind, over = what
         state = tuple((run.name, run.changes) for run in runs)
         known = self._curves.get((group, *what))
@@ -242,7 +242,7 @@ class RunIndex:
         return self._groups[run.family]
 
     def _find(self) -> bool:
-        """Add new runs and drop those that are gone; return whether there are any."""
+        """Add new runs and drop removed ones; return whether there are any runs."""
         found: dict[tuple[Path, tuple[str, ...]], None] = {}
         for place in self._places:
             found |= dict.fromkeys((place, parts) for parts in _runs_below(place))
@@ -262,7 +262,7 @@ class RunIndex:
         return bool(gone or new)
 
     def _label(self) -> None:
-        """Number the groups of runs, and label them by what distinguishes them."""
+        """Number the groups of runs, and label them by the keys that differ."""
         families: dict[str, WatchedRun] = {}
         for run in reversed(self._ordered()):
             families.setdefault(run.family, run)
@@ -277,7 +277,7 @@ class RunIndex:
             self._labels[number] = label or self._title or "runs"
 
     def _row(self, run: WatchedRun) -> dict[str, Any]:
-        """Return what the list of runs shows of one, which is kept until the run changes."""
+        """Return the row of a run in the list, which is cached until the run changes."""
         if run.name not in self._rows:
             self._rows[run.name] = self._new_row(run)
         return self._rows[run.name]
@@ -312,10 +312,10 @@ _FAULT_KEYS = ("at", "worker", "cause", "remote_traceback")
 
 
 def _directory(place: str | Path) -> Path:
-    """Return a directory given by its path, or by its name under ``runs/``.
+    """Return a directory, given by its path or by its name under ``runs/``.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such directory.
     """
     path = file_path("a directory of runs", place)
     for candidate in (path, RUNS / path):
@@ -346,7 +346,7 @@ def _runs_below(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[str, 
 
 
 def _free_name(place: Path, parts: tuple[str, ...], is_one_of_several: bool, used: set[str]) -> str:
-    """Return the name of a run, which no other run has."""
+    """Return a unique name of a run."""
     own = place.resolve().name
     name = "/".join(((own,) if is_one_of_several or not parts else ()) + parts)
     found, number = name, 1
@@ -366,7 +366,7 @@ def _algorithm(run: WatchedRun) -> str:
 
 
 def _drawn(group: int, members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the curve of a group of runs, and those of its runs where there are several.
+    """Return the curve of a group of runs, and of each of its runs if there are several.
 
     It is empty if no run has a value.
     """
@@ -390,7 +390,7 @@ def _drawn(group: int, members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _thinned(values: NDArray[np.float64], at_most: int) -> NDArray[np.float64]:
-    """Return about as many values as asked for, evenly spaced, with the first and the last."""
+    """Return about ``at_most`` evenly spaced values, including the first and the last."""
     if len(values) <= at_most:
         return values
     return values[np.linspace(0, len(values) - 1, at_most).round().astype(np.int64)]
@@ -401,7 +401,7 @@ def _numbers(values: NDArray[np.float64]) -> list[float]:
 
 
 def _limits(value: object) -> dict[str, float]:
-    """Return the three limits of ``workers.json``; none where one is missing or no number."""
+    """Return the three limits of ``workers.json``; none if one is missing or not a number."""
     given = value if isinstance(value, dict) else {}
     names = ("environment", "policy", "training")
     found = {name: given[name] for name in names if is_number(given.get(name))}

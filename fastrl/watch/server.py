@@ -1,4 +1,4 @@
-"""The server of `fastrl watch`: the page, the data of runs, and their videos; it writes nothing."""
+"""The server of `fastrl watch`: the page, the data of runs, and videos; it writes no files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrl.watch.page_server import LOOPBACK, PageRequest, PageServer
 from fastrl.watch.run_index import RunIndex
 
 PORT = 8765
-"""Where the page is by default, if it is free."""
+"""Default port of the page, if it is free."""
 
 _CHUNK = 2**16
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
@@ -24,7 +24,7 @@ _PAGE = {
     "/uplot.css": ("uplot", "uPlot.min.css"),
 }
 Answer = Callable[[Mapping[str, str]], Any]
-"""Maps the parameters of a request to what is sent as JSON."""
+"""A function from the parameters of a request to the JSON answer."""
 
 
 class WatchServer(PageServer):
@@ -34,9 +34,9 @@ class WatchServer(PageServer):
         index: The runs.
 
     Args:
-        index: See above.
+        index: The runs.
         host: The address.
-        port: Its port; 0 for a free one.
+        port: Port of the server; 0 for a free one.
 
     Raises:
         ConfigError: The address cannot be used.
@@ -77,7 +77,7 @@ class _WatchRequest(PageRequest):
         }
 
     def _send_video(self, run: str, name: str) -> None:
-        """Send a video, or the part of it that is asked for, as players do."""
+        """Send a video, or the requested part of it."""
         opened, kind = self.server.index.open_video(run, name)
         try:
             with opened as file:
@@ -109,7 +109,7 @@ def _groups(text: str | None) -> set[int] | None:
 
 
 def _part(wanted: str, size: int) -> tuple[int, int]:
-    """Return the first and the last byte that a ``Range`` asks for; all where it is none."""
+    """Return the first and the last byte of a ``Range`` header; of the whole file without one."""
     found = _RANGE.fullmatch(wanted)
     if found is None or found[0] == "bytes=-" or not size:
         return 0, size - 1

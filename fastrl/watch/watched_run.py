@@ -1,4 +1,4 @@
-"""One run as it is watched: its configuration, rows, workers, failures and videos."""
+"""The data of one watched run: its configuration, rows, workers, failures and videos."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}
 """Content types by the ending of a video."""
 
 _TRAINING = b'{"kind": "training"'
-"""How the most frequent rows begin."""
+"""Beginning of the most frequent rows."""
 _MOST_ROWS = 1000
-"""Rows of training that are kept; of twice as many, every second one is dropped."""
+"""Number of training rows in memory; of twice as many, every second one is dropped."""
 _MOST_OTHERS = 20_000
 _MOST_FAULTS, _MOST_CURVES = 100, 100
 _FRESH_S = 20.0
-"""Age of the latest row up to which a run of another machine is taken to be running."""
+"""Age of the latest row up to which a run of another machine counts as running."""
 _CLOCKS_S = 2.0
-"""By which the clock of a file system may differ from that of the system."""
+"""Seconds by which the clock of a file system may differ from the system's clock."""
 
 _SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
-"""Where sections of a configuration begin."""
+"""Pattern of the beginning of a configuration's section."""
 
 State = Literal["running", "finished", "stopped"]
 
 
 class WatchedRun:
-    """A run's directory, which is read again and again and never written.
+    """A run directory, which is read repeatedly and never written.
 
     Attributes:
-        name: As it is shown.
-        tree: The configuration as it was written; empty if it cannot be read.
+        name: Name as it is shown.
+        tree: Configuration as it was written; empty if it cannot be read.
         shared: The keys in which the runs of one curve agree.
-        family: The same as text.
-        problem: Why it cannot be read.
-        rows: By kind.
+        family: These keys as text.
+        problem: Reason why it cannot be read.
+        rows: Rows of metrics by kind.
         faults: The latest failures of workers, as in ``faults.jsonl``.
-        num_faults: The number of all of them.
-        changes: How often something has changed.
-        workers: The content of ``workers.json``; empty where there is none.
+        num_faults: Number of all failures.
+        changes: Number of changes.
+        workers: The content of ``workers.json``; empty if there is none.
 
     Args:
         root: The directory below which everything is read.
         parts: Names of the directories from there to the run.
-        name: See above.
+        name: See the attribute.
     """
 
     def __init__(self, root: Path, parts: tuple[str, ...], name: str) -> None:
@@ -82,7 +82,7 @@ class WatchedRun:
         self._videos: list[str] = []
 
     def refresh(self) -> bool:
-        """Read what is new; return whether anything is."""
+        """Read new data; return whether there is any."""
         changes = [
             self._refresh_config(),
             self._refresh_rows(),
@@ -98,7 +98,7 @@ class WatchedRun:
 
     @property
     def state(self) -> State:
-        """Whether it is being trained, has been evaluated at the end, or was stopped before."""
+        """State of the run: in training, finished with the final evaluation, or stopped before."""
         return self._state or "stopped"
 
     @property
@@ -108,7 +108,7 @@ class WatchedRun:
 
     @property
     def began_s(self) -> float:
-        """When the configuration was written, in seconds since 1970."""
+        """Time of the configuration file, in seconds since 1970."""
         return self._config.modified_s
 
     def section(self, name: str) -> Mapping[str, Any]:
@@ -131,7 +131,7 @@ class WatchedRun:
         return rows[-1] if rows else {}
 
     def path_of_video(self, video: str) -> tuple[Path, tuple[str, ...]]:
-        """Return what `open_below` opens a video with.
+        """Return the arguments of `open_below` for a video.
 
         Raises:
             KeyError: There is no such video.
@@ -157,7 +157,7 @@ class WatchedRun:
         begins_anew, lines = self._metrics.news()
         if begins_anew:
             self.rows.clear()
-        # A file of many rows is read in part, as reading all of them would take long.
+        # A large file is read in part, as reading all rows would take long.
         stride = max(1, sum(line.startswith(_TRAINING) for line in lines) // _MOST_ROWS)
         number = 0
         for line in lines:
@@ -221,7 +221,7 @@ class WatchedRun:
         return self._state != before
 
     def _is_owned(self) -> bool:
-        """Return whether the process that locked the directory is still there, on this machine."""
+        """Return whether the process that locked the directory still runs on this machine."""
         import psutil
 
         owner = re.fullmatch(rb"\s*(\d{1,9})\s*", self._lock.content)
@@ -242,8 +242,8 @@ class WatchedRun:
 def _parsed(text: str, origin: str) -> dict[str, Any]:
     """Return the tree of a configuration.
 
-    Reading YAML takes most of the time of a new run. So its sections are read one by one, and those
-    that other runs have as well only once.
+    Reading YAML takes most of the time for a new run. So its sections are read one by one, and
+    sections that other runs share only once.
 
     Raises:
         ConfigError: It is not YAML.
@@ -264,7 +264,7 @@ def _section(text: str) -> Any:
 
 
 def _checked(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of ``workers.json`` if it is as this version writes it, else nothing."""
+    """Return the content of ``workers.json`` if it has the format of this version, else nothing."""
     activities, workers = found.get("activities"), found.get("workers")
     if not isinstance(activities, list) or not isinstance(workers, dict):
         return {}

@@ -1,1 +1,1 @@
-"""The processes: env workers, model workers, and their supervisor."""
+"""Worker processes: env workers, model workers, their supervisor, and the handoff between them."""

@@ -24,23 +24,23 @@ NO_THREAD = (
     "raise the limit (ulimit -u, or the pids limit of the container)"
 )
 LACKS = 100
-"""Exit code, minus the errno, of a fork server that ends because of an error of the system."""
+"""Exit code of a fork server after an error of the system, to which the errno is added."""
 OF_GROUPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 """Signals that a terminal or a scheduler sends to all processes of a run at once."""
 _MARK = "FASTRL_WORKER"
-"""Variable of the environment of all programs that a worker starts."""
+"""Environment variable of all programs that a worker starts."""
 _MOST_ROUNDS = 100
 """Limit of attempts to kill a tree that keeps starting processes."""
 
 
 class Forks:
-    """Prepares forks of a worker, which only its environments make.
+    """Prepares forks of a worker, which only environments make.
 
-    A fork gets the default of SIGTERM, so that it can be terminated, and ends with its worker.
-    SIGINT and SIGHUP stay ignored: a terminal sends them to all processes at once, and a run that
-    is being saved still needs its environments.
+    A fork has the default handler of SIGTERM, so that it can be terminated, and ends with its
+    worker. SIGINT and SIGHUP stay ignored: a terminal sends them to all processes at once, but a
+    run still needs its environments to be saved.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Forks:
         self._worker = os.getpid()
 
     def before(self) -> None:
-        """Record which thread forks, and block SIGTERM until the child has its default."""
+        """Record the thread that forks, and block SIGTERM until the child has a handler for it."""
         if self._worker:
             self._by_main_thread = threading.current_thread() is threading.main_thread()
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -85,7 +85,7 @@ def ignore_signal(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def without_hangups() -> Iterator[None]:
-    """Ignore SIGHUP in this context, where it runs in the main thread."""
+    """Ignore SIGHUP in the block, if it runs in the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
         yield
         return
@@ -100,7 +100,7 @@ def without_hangups() -> Iterator[None]:
 def as_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt for SIGTERM and SIGHUP as for SIGINT, so that files are removed.
 
-    Only in the main thread, and not for signals that this process ignores, as under ``nohup``.
+    It applies only in the main thread, and not to ignored signals, as under ``nohup``.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -123,7 +123,7 @@ def start_thread(name: str, target: Callable[..., None], *args: Any) -> threadin
     """Start a daemon thread that runs ``target(*args)``.
 
     Raises:
-        NoThreadError: The system has none left.
+        NoThreadError: The system has no threads or memory left.
     """
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
     try:
@@ -134,7 +134,7 @@ def start_thread(name: str, target: Callable[..., None], *args: Any) -> threadin
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends; end now if it already has.
+    """Make the kernel kill this process when its parent ends; exit if it has already ended.
 
     Args:
         parent: Process id of the parent.
@@ -144,10 +144,10 @@ def end_with(parent: int) -> None:
 
 
 def send_at_end_of_parent(number: int) -> bool:
-    """Let the kernel signal this process when the thread that started it ends, if it can.
+    """Make the kernel signal this process when the thread that started it ends, if possible.
 
     Returns:
-        Whether it can.
+        False if the system does not support it.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -162,7 +162,7 @@ def adopt_orphans() -> None:
 
 
 def end_descendants() -> None:
-    """Kill all descendants of this process, including those that are started meanwhile."""
+    """Kill all descendants of this process, including those that start meanwhile."""
     for _ in range(_MOST_ROUNDS):
         children = [each for each in _descendants() if _runs(each)]
         if not children:
@@ -171,7 +171,7 @@ def end_descendants() -> None:
 
 
 def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
-    """Return all descendants of the given descendants of this process, without these."""
+    """Return all descendants of some descendants of this process, without the given ones."""
     roots = set(pids)
     found: list[psutil.Process] = []
     for each in _descendants():
@@ -184,14 +184,14 @@ def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
 
 
 def mark_programs(mark: str) -> None:
-    """Let `marked` find the programs that this process starts from now on."""
+    """Mark the programs that this process starts from now on, for `marked`."""
     os.environ[_MARK] = mark
 
 
 def marked(marks: Container[str]) -> list[psutil.Process]:
-    """Return the descendants of this process that began under some marks, and their descendants.
+    """Return the descendants of this process with some marks, and their descendants.
 
-    They are found also after the process that has started them was killed.
+    They are found even if the process that started them was killed.
     """
     found: list[psutil.Process] = []
     for each in _descendants():

@@ -1,4 +1,4 @@
-"""Imported first by the fork server, which then ends with the process that started it.
+"""Imported first by the fork server, to end it with the process that started it.
 
 Its descendants end with it. It runs before the long imports of `fastrl.workers.preload`.
 """
@@ -33,14 +33,14 @@ _worker = False
 
 
 def _end_with_starter(number: int, frame: object) -> None:
-    # Linux also sends the signal when only the starting thread ends.
+    # Linux also sends the signal if only the starting thread ends.
     if os.getpid() == _SERVER and os.getppid() != _STARTER:
         end_descendants()
         os._exit(0)
 
 
 def _after_fork() -> None:
-    """Let a worker end with the fork server from its first instruction on."""
+    """Make a worker end with the fork server from its first instruction on."""
     global _worker
     if _worker:  # a fork of a worker
         return

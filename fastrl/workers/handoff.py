@@ -1,13 +1,13 @@
 """The handoff between learner, env workers and model workers: signals, counts, and times.
 
-A group of environments asks for actions by counting its request and posting its model worker's
-doorbell; the model worker answers each request by counting it and posting once. Request q of a
-group, counted from 0, is step ``q % (T + 1)`` of rollout ``q // (T + 1)``; step T asks only for the
+An env worker requests actions for a group by raising a count and posting its model worker's
+doorbell; the model worker answers each request by raising a count and posting once. Request q of a
+group, counted from 0, is step ``q % (T + 1)`` of rollout ``q // (T + 1)``; step T requests only the
 value of the last observation.
 
-The counts in shared memory are authoritative, and signals only wake: a waiting process checks the
-counts after every post and, as a peer may have died between count and post, every `SLICE_S`. So
-any process may die at any moment, and its successor reads from the counts where it was.
+The counts in shared memory are authoritative, and signals only wake processes: a waiting one checks
+the counts after every post and every `SLICE_S`, as a process may die between count and post. So
+any process may die at any moment, and its successor reads its position from the counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StopRequestedError(FastrlError):
 
 
 def count_of(requests: int) -> int:
-    """Return how many different requests were made, without repeats."""
+    """Return the number of requests without repeats."""
     return requests & (REPEAT - 1)
 
 
@@ -85,12 +85,12 @@ class Handoff(Shared):
 
     @property
     def parts(self) -> int:
-        """Posts to `sealed` that make a whole rollout."""
+        """Number of posts to `sealed` for a whole rollout."""
         topology = self.topology
         return topology.num_env_workers * (topology.groups if topology.num_model_workers else 1)
 
     def stop(self) -> None:
-        """Ask every worker to end at its next wait, and wake waiting ones."""
+        """Request every worker to end at its next wait, and wake waiting ones."""
         self._stop[0] = 1
         for signal in self._signals:
             signal.post()
@@ -115,12 +115,12 @@ class Handoff(Shared):
             raise StopRequestedError("the run is ending")
 
     def rest(self, paused: memoryview, signal: Signal, watch: Stopwatch) -> None:
-        """Report that the worker rests and wait for the end of the pause, without charging time.
+        """Report that the worker rests, and wait for the end of the pause without counting time.
 
         Args:
             paused: ``paused`` or ``models_paused``.
             signal: Posted at the begin and at the end of the pause.
-            watch: The worker's.
+            watch: Stopwatch of the worker.
 
         Raises:
             StopRequestedError: The run is ending.
@@ -170,7 +170,7 @@ class Position(NamedTuple):
     group: int
 
     def steps_of(self, group: int) -> int:
-        """Return how many steps of the rollout a group has completed: ``t`` or ``t + 1``."""
+        """Return the number of completed steps of a group in the rollout: ``t`` or ``t + 1``."""
         return self.t + (group < self.group)
 
     @property
@@ -203,25 +203,25 @@ class Counter(IntEnum):
     INFERENCE_CALLS = 8
     LATENCIES = 9
     RESETTING = 10
-    """A state: 1 while environments are reset, 0 while they are stepped, 2 if that is unknown.
+    """State: 1 while environments are reset, 0 while they are stepped, 2 if that is unknown.
     `CLOSING` plus the number of closed ones while they are closed.
     """
     CHECKING_NS = 11
     ENDING_STEPS = 12
     """Steps of a group in which an episode ended and the next one began."""
     ENDING_STEPS_NS = 13
-    """Their time, a part of ``STEPPING_NS``."""
+    """Time of these steps, a part of ``STEPPING_NS``."""
     AT_REST = 14
-    """A state: the number of the latest pause for which the worker stopped."""
+    """State: number of the latest pause for which the worker stopped."""
     BEGUN = 15
-    """A state: environments that the worker has built, plus those that it has reset."""
+    """State: number of environments that the worker has built, plus those that it has reset."""
 
 
 class CounterBoard(Shared):
     """Two cache lines of counters per worker, so that no two processes write to the same line.
 
-    Each worker also keeps its latest handoff latencies: nanoseconds from a peer's post to its own
-    wake-up.
+    Each worker also keeps its latest handoff latencies: nanoseconds from another worker's post to
+    its own wake-up.
 
     Args:
         worker_names: One name per worker; the index is the worker's row.
@@ -262,7 +262,7 @@ class CounterBoard(Shared):
 
 
 class Stopwatch:
-    """Charges each nanosecond of a worker to exactly one of its counters."""
+    """Adds each nanosecond of a worker to exactly one of its counters."""
 
     def __init__(self, board: CounterBoard, worker: str) -> None:
         self.row = board.row(worker).data
@@ -270,14 +270,14 @@ class Stopwatch:
         self._last_ns = time.monotonic_ns()
 
     def charge(self, counter: Counter) -> int:
-        """Add the time since the last charge to ``counter``; return the time now."""
+        """Add the time since the last call to ``counter``; return the current time."""
         now = time.monotonic_ns()
         self.row[counter] += now - self._last_ns
         self._last_ns = now
         return now
 
     def restart(self) -> None:
-        """Charge only time from now on."""
+        """Start the clock again, without adding time."""
         self._last_ns = time.monotonic_ns()
 
     def show_life(self) -> None:
@@ -285,7 +285,7 @@ class Stopwatch:
         self.row[Counter.HEARTBEAT_NS] = time.monotonic_ns()
 
     def record_latency(self, notified_ns: int, woken_ns: int) -> None:
-        """Keep one handoff latency: from a peer's post to this worker's wake-up."""
+        """Store one handoff latency: from another worker's post to this worker's wake-up."""
         count = int(self.row[Counter.LATENCIES])
         self._latencies[count % len(self._latencies)] = woken_ns - notified_ns
         self.row[Counter.LATENCIES] = count + 1

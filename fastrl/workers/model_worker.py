@@ -11,19 +11,19 @@ from fastrl.workers.plan import WorkerContext
 from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 
 _COUNT = REPEAT - 1
-"""Mask of `count_of`, used without a call where every handoff needs it."""
+"""Mask of `count_of`, used directly to save a call in every handoff."""
 
 
 def run_model_worker(context: WorkerContext, model_worker: int, replaced: int = 0) -> None:
     """Answer requests until the run is stopped. Entry point of the process.
 
-    A successor answers what its predecessor has not, with the same actions unless the weights are
-    newer.
+    A successor answers the open requests of its predecessor, with the same actions unless weights
+    are newer.
 
     Args:
-        context: What the workers share.
-        model_worker: Index of this one.
-        replaced: How often the worker was replaced.
+        context: Shared objects of the workers.
+        model_worker: Index of this worker.
+        replaced: Number of its replacements.
     """
     seed_global_streams(context.plan.model_worker_stream(model_worker, replaced))
     policy = PolicyRunner(context.plan, context.table, context.weights, model_worker)
@@ -45,11 +45,11 @@ def run_model_worker(context: WorkerContext, model_worker: int, replaced: int = 
 class _Inbox:
     """Collects the requests of a model worker's groups and answers them.
 
-    A group is known by its position among those of this worker.
+    A group is identified by its position among the groups of this worker.
 
     Attributes:
-        rollout: The latest rollout that any group has asked for.
-        watch: Charges the time of the worker.
+        rollout: The latest rollout that any group has requested.
+        watch: Counts the time of the worker.
     """
 
     def __init__(self, context: WorkerContext, model_worker: int) -> None:
@@ -66,7 +66,7 @@ class _Inbox:
         self.rollout = max(self.begun(), default=-1)
 
     def _counts(self) -> list[int]:
-        """Return how many requests of each group were answered."""
+        """Return the number of answered requests of each group."""
         return [count_of(self._handoff.answered[row]) for row in self._rows]
 
     def begun(self) -> set[int]:
@@ -94,12 +94,12 @@ class _Inbox:
         return [(position, self._request(position)) for position in ready]
 
     def drain_doorbell(self) -> None:
-        """Drain surplus posts; after hours under load the next pause would take minutes of them."""
+        """Drain surplus posts, which accumulate under load and would delay a pause by minutes."""
         while self._doorbell.try_wait():
             pass
 
     def answer(self, ready: list[tuple[int, PolicyRequest]]) -> None:
-        """Report to each group that its actions are written, or to the learner that it is done."""
+        """Report to each group that its actions are written, or to the learner a complete part."""
         handoff, row = self._handoff, self.watch.row
         row[Counter.HEARTBEAT_NS] = self.watch.charge(Counter.INFERENCE_NS)
         row[Counter.INFERENCE_CALLS] += 1

@@ -38,18 +38,18 @@ class SamplingPlan:
             ``begun`` see `EnvFactory.batched`.
         build_model: Builds the policy; None draws actions at random.
         devices: Inference devices, assigned to policy runners in turn.
-        engine: Name or builder of the inference engine, see `fastrl.models.build_engine`.
+        engine: Name or function of the inference engine; see `fastrl.models.build_engine`.
         lock_step: A model worker waits for all its env workers before each inference, so that
             batches, and with them all numbers, are the same in every run.
         torch_threads: Intra-op threads of each worker.
         spins: Attempts of a waiting worker before it blocks; see `Signal.wait`.
         check_steps: Run the finite check in every step, not once per rollout.
         first_rollout: Rollouts that this run sampled before it was resumed.
-        outputs: What the policy returns, see `fastrl.spec.outputs_of`; None builds it once and
+        outputs: Outputs of the policy, see `fastrl.spec.outputs_of`; None builds it once and
             reads its declaration and the size of its state.
-        wanted_fields: Optional fields that the algorithm asks for, see `Schema`.
-        state_size: Size of the policy's state, 0 without a memory; read where ``outputs`` is given.
-        sequence_length: L, which divides T: a rollout holds the state of a policy with a memory
+        wanted_fields: Optional fields that the algorithm requests, see `Schema`.
+        state_size: Size of the policy's state, 0 without a memory; used if ``outputs`` is given.
+        sequence_length: L, which divides T: a rollout contains the state of a policy with a memory
             before every L-th step; None for T.
     """
 
@@ -75,7 +75,7 @@ class SamplingPlan:
         """Check all attributes before a worker starts.
 
         Raises:
-            ConfigError: One has the wrong type, or a device does not exist.
+            ConfigError: An attribute has a wrong type, or a device does not exist.
         """
         instance("env_spec", self.env_spec, EnvSpec)
         instance("topology", self.topology, Topology)
@@ -132,7 +132,7 @@ class SamplingPlan:
         Args:
             env_worker: Index of the worker.
             group: Group of its environments.
-            replaced: How often the worker was replaced.
+            replaced: Number of its replacements.
         """
         again = (replaced,) if replaced else ()
         keys = [
@@ -152,7 +152,7 @@ class SamplingPlan:
         return self._worker_stream(2, env_worker, replaced)
 
     def model_worker_stream(self, model_worker: int, replaced: int = 0) -> np.random.SeedSequence:
-        """Return the same for a model worker."""
+        """Return the seed of a model worker's global streams."""
         return self._worker_stream(3, model_worker, replaced)
 
     def _worker_stream(self, kind: int, worker: int, replaced: int) -> np.random.SeedSequence:
@@ -187,7 +187,7 @@ class WorkerContext:
     Attributes:
         plan: The plan of sampling.
         table: The shared table.
-        weights: Published parameters; None where actions are random.
+        weights: Published parameters; None if actions are random.
         counters: Counters of all workers.
         handoff: Signals and counts.
         check_numbers: Run the finite check on each part of a rollout, see `Handoff.not_finite`.
@@ -207,7 +207,7 @@ class WorkerContext:
                 part.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the plan by value: it may hold functions of the user's script."""
+        """Pickle the plan by value: it may contain functions of the user's script."""
         return vars(self) | {"plan": cloudpickle.dumps(self.plan)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -17,11 +17,11 @@ from fastrl.spec import only_given
 from fastrl.workers.plan import SamplingPlan
 
 _CACHED_BYTES = 64 << 20
-"""For prepared calls. Adjacent groups that are ready at once share a call, so a model worker of k
-groups may need k² / 2 different ones per step; frequent ones are among the first."""
+"""Memory in bytes for prepared calls. Adjacent groups that are ready share a call, so a model
+worker of k groups may need k² / 2 different ones per step; frequent ones are among the first."""
 _NO_FLAGS = np.zeros(0, np.bool_)
 _VIEW_BYTES = 1 << 10
-"""About the size of a view of a tensor with its share of the call."""
+"""Approximate bytes of a view of a tensor with its share of the call."""
 
 
 class PolicyRequest(NamedTuple):
@@ -74,7 +74,7 @@ class PolicyRunner:
             self._table.banks[rollout % NUM_BANKS].final_value[:, self._slots] = 0.0
 
     def resume(self, rollout: int) -> None:
-        """Continue a rollout that a predecessor began, with the same noise and newest weights."""
+        """Continue a predecessor's rollout with the same noise and the newest weights."""
         if self._weights is not None:
             newest = self._weights.read(newer_than=self.version)
             if newest is not None:
@@ -88,7 +88,8 @@ class PolicyRunner:
         """Answer requests; adjacent ones of the same step share one forward pass.
 
         Raises:
-            FastrlError: The device has too little memory; says how many environments fit.
+            FastrlError: The device has too little memory; the error says for how many environments
+                it is enough.
         """
         for request in _merge(requests):
             try:
@@ -103,9 +104,9 @@ class PolicyRunner:
         return call
 
     def _bind(self, request: PolicyRequest) -> Callable[[], None]:
-        """Return a call that serves this request in every rollout.
+        """Return a call that answers this request in every rollout.
 
-        It holds its views, as slicing takes longer than a small network.
+        It contains its views, as slicing takes longer than a small network.
         """
         bank, t, slots = self._table.banks[request.bank], request.t, request.slots
         has_value = self._table.schema.has_value
@@ -135,9 +136,9 @@ class PolicyRunner:
     def _bind_state(
         self, request: PolicyRequest
     ) -> tuple[Callable[[], None] | None, dict[str, Tensor]]:
-        """Return a call that makes the state of a request, and that state as an argument.
+        """Return a call that computes the state of a request, and the state as an argument.
 
-        Without a memory these are None and no argument.
+        Without a memory they are None and an empty mapping.
         """
         if self._states is None:
             return None, {}
@@ -172,8 +173,8 @@ class PolicyRunner:
     def _value_truncated(self, request: PolicyRequest) -> None:
         """Value the final observations of episodes that were truncated in the previous step.
 
-        Existing values stay: a replaced worker repeats the step, and by then the final
-        observations may be those of later episodes. The state is that after the step: final
+        Existing values stay, because a replaced worker repeats the step when final observations may
+        already be those of later episodes. The state is the one after the step, as final
         observations belong to the episodes that have ended.
         """
         bank, slots, before = self._table.banks[request.bank], request.slots, request.t - 1
@@ -194,7 +195,7 @@ class PolicyRunner:
         bank.final_value[before, index] = values
 
     def _out_of_memory(self, request: PolicyRequest) -> FastrlError:
-        """Return an error that says how many environments the device has memory for."""
+        """Return an error with the number of environments for which the device has memory."""
         rows = request.stop - request.start
         observation, schema = self._table.banks[request.bank].observation, self._table.schema
         fits = rows // 2
@@ -253,20 +254,20 @@ def _merge(requests: Sequence[PolicyRequest]) -> Sequence[PolicyRequest]:
 class LiveStates:
     """The states of a policy with a memory between the steps of episodes, in a runner's slots.
 
-    The state before a step lies in one half of `Table.live_state`, where the step before left it,
-    and acting writes the other half. Where an episode ended in the previous step or a new
-    environment begins, it is replaced by the initial state, in place. Doing so twice is the same as
-    once, so a step that is answered twice, since a worker was replaced, gets one state both times.
+    The state before a step is in one half of `Table.live_state`, and acting writes the next state
+    to the other half. If an episode ended in the previous step or a new environment begins, the
+    state is replaced by the initial one, in place. A step that is answered twice, because a worker
+    was replaced, has the same state both times.
 
-    It writes ``policy_state`` in these slots: the state with which a segment or a rollout begins.
+    It writes ``policy_state`` in these slots: the state at the start of each segment and rollout.
 
     Args:
-        table: Holds the states.
-        slots: Of the policy runner.
-        engine: Returns the states in which episodes begin.
+        table: Table with the states.
+        slots: Slots of the policy runner.
+        engine: Engine, which returns the initial states of episodes.
 
     Raises:
-        ConfigError: It runs no policies with a memory.
+        ConfigError: The engine runs no policies with a memory.
     """
 
     def __init__(self, table: Table, slots: slice, engine: InferenceEngine) -> None:
@@ -278,16 +279,17 @@ class LiveStates:
         self.read_initial()
 
     def read_initial(self) -> None:
-        """Read the states in which episodes begin, which may depend on the weights."""
+        """Read the initial states of episodes, which may depend on the weights."""
         np.copyto(self._initial, self._engine.initial_state(len(self._initial)).numpy())
 
     def bind(self, bank: int, t: int, slots: slice) -> tuple[Callable[[], None], Tensor]:
         """Return a call that resets the states before step t, and their tensor.
 
-        It also stores those that begin a segment, and hands those of T to the next rollout.
+        It also stores the states at the start of segments, and copies those of T to the next
+        rollout.
 
         Returns:
-            The call, and ``[slots, S] float32``: reset where an episode begins.
+            The call, and ``[slots, S] float32``: reset if an episode begins.
         """
         table, stride = self._table, self._table.schema.sequence_length
         fields, own = table.banks[bank], slice(slots.start - self._first, slots.stop - self._first)

@@ -1,8 +1,8 @@
 """Imported once by the fork server, so that all workers share the modules loaded here.
 
-This includes compiled code, which is compiled the first time on a machine. Failures are ignored
-here, as they would end the server: they recur in the worker that needs the module, which reports
-them.
+This includes compiled code, which is compiled once per machine. Failures are ignored
+here, as they would end the server: they occur again in the worker that needs the module, which
+reports them.
 """
 
 import contextlib
@@ -18,6 +18,6 @@ with contextlib.suppress(Exception):  # without a compiler, inference runs eager
 
     compile_kernel()
 
-# Collections in the workers would write to the header of every object and so unshare its page.
+# Garbage collections in workers would write to the header of every object and copy its page.
 gc.collect()
 gc.freeze()

@@ -1,4 +1,4 @@
-"""Starts processes for the supervisor, and contains the code around the work of each."""
+"""Starts processes for the supervisor, and reports their errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PRELOAD = ("fastrl.workers.fork_server", "fastrl.workers.preload")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STARTING = threading.Lock()
 _START_ATTEMPTS, _END_S, _POLL_S = 5, 1.0, 0.05
-"""Starts of a fork server until one is given up, and how long a killed one may take to end."""
+"""Attempts to start a fork server, and seconds for a killed one to end."""
 _CRASHES = frozenset(
     getattr(signal, name)
     for name in ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
@@ -53,9 +53,9 @@ _CRASHES = frozenset(
 )
 """Signals that a process causes itself."""
 _CHECK_S, _STOPPED_CHECKS = 1.0, 5
-"""A fork server that is stopped in so many checks in a row is killed."""
+"""Consecutive checks after which a stopped fork server is killed."""
 _DESCRIPTORS = 16
-"""More than the start of a process takes temporarily."""
+"""Descriptors to keep free: more than the start of a process needs temporarily."""
 _REMEDIES = {
     errno.EMFILE: "raise the limit with ulimit -n",
     errno.ENFILE: "raise the limit with ulimit -n",
@@ -64,7 +64,7 @@ _REMEDIES = {
 }
 _PR_SET_NAME = 15
 _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
-"""Length limits of a report: a pipe holds 64 KiB, and its reader may not have started yet."""
+"""Length limits of a report: a pipe takes 64 KiB, and its reader may not have started yet."""
 
 _depth = 0
 _of_this_process_only: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -89,7 +89,7 @@ def pipe(*, duplex: bool = False) -> tuple[Connection, Connection]:
 
 
 def close_in_forks(end: Connection) -> None:
-    """Close an end of a pipe in forks of this process, so that its peer sees when this ends."""
+    """Close an end of a pipe in forks of this process, so that the other end notices its end."""
     _of_this_process_only.add(end)
 
 
@@ -105,8 +105,8 @@ def _context() -> Any:
 class _Work:
     """A call that is pickled as bytes, so that the worker reports failures of unpickling.
 
-    It arrives as a list of one item, which `_run` takes out: multiprocessing keeps the arguments
-    of a process for its whole life, and states of environments may be large.
+    It is passed as a list of one item, which `_run` removes: multiprocessing keeps the arguments of
+    a process for its whole life, and states of environments may be large.
     """
 
     def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
@@ -125,10 +125,10 @@ def start_process(
     """Start a process that runs ``target(*args)``.
 
     Args:
-        name: Its name in messages.
-        target: What it does.
+        name: Name of the process in messages.
+        target: Function of the process.
         args: Arguments of ``target``.
-        settings: The last arguments of `_run`.
+        settings: Last arguments of `_run`.
 
     Raises:
         FastrlError: The system has no descriptors, processes or memory left for it.
@@ -156,7 +156,7 @@ def _start(name: str, args: tuple[Any, ...]) -> Process:
                 process.start()
         except (ConnectionError, EOFError) as error:
             _raise_if_the_server_failed()
-            # It was killed, so the next attempt starts another one.
+            # The server was killed, so the next attempt starts another one.
             if not attempts_left:
                 raise ConnectionError(errno.ECONNREFUSED, "the fork server has ended") from error
         else:
@@ -180,11 +180,12 @@ def _raise_if_the_server_failed() -> None:
 
 
 def _end_of_server() -> Any:
-    """Return how the fork server has ended; None if it runs or if that is unknown."""
+    """Return the exit status of the fork server; None if it runs or if that is unknown."""
     until_s, pid = time.monotonic() + _END_S, _server_pid()
     while pid and hasattr(os, "waitid"):
         try:
-            # It stays uncollected, so that multiprocessing notices its end and starts another.
+            # Its status is not collected, so that multiprocessing notices its end and starts
+            # another.
             ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return None
@@ -215,12 +216,12 @@ def _run(
     depth: int,
     mark: str,
 ) -> None:
-    """Run a worker, and report what it raises. Entry point of every process.
+    """Run a worker, and report its exception. Entry point of every process.
 
     Args:
-        name: Its name in messages.
-        work: From `_Work`.
-        report: Sends one (summary, traceback) if it fails.
+        name: Name of the worker in messages.
+        work: The call, as `_Work` pickles it.
+        report: Pipe for (summary, traceback) if it fails.
         lifeline: Closed when the process that started this one ends.
         torch_threads: Intra-op threads of torch.
         depth: See `depth`.
@@ -250,7 +251,7 @@ def _run(
             report.send((_clipped(lack or cause(error), _SUMMARY_CHARS), trace))
         sys.exit(1)
     finally:
-        # The fork server would adopt what environments have started.
+        # The fork server would adopt the processes of environments.
         end_descendants()
 
 
@@ -262,18 +263,18 @@ def _clipped(text: str, limit: int) -> str:
 
 
 def _ignore_group_signals() -> None:
-    """Ignore signals to the whole process group: the supervisor ends workers.
+    """Ignore signals to the whole process group, as the supervisor ends workers.
 
     Ctrl-C, a closed terminal and many schedulers signal all processes at once, and a worker that
     ended before its run was saved would look like a failure. Programs that an environment starts
-    with exec have the default for SIGTERM, so that they can be terminated.
+    with exec have the default handler of SIGTERM, so that they can be terminated.
     """
     for number in OF_GROUPS:
         signal.signal(number, ignore_signal if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def _end_with_lifeline(lifeline: Connection) -> None:
-    """End this process and its children when the one that started it ends, even by SIGKILL.
+    """End this process and its children when its starter ends, even by SIGKILL.
 
     The end of the fork server does the same (see `fastrl.workers.fork_server`), even if native
     code never lets this thread run.
@@ -289,7 +290,7 @@ def _end_with_lifeline(lifeline: Connection) -> None:
 
 
 def _forget_server() -> None:
-    """Close the descriptor of the parent's fork server, which lives as long as one is open."""
+    """Close the descriptor of the parent's fork server, which runs while one is open."""
     server = _server()
     alive, server._forkserver_alive_fd = server._forkserver_alive_fd, None
     server._forkserver_address = server._forkserver_pid = None
@@ -313,9 +314,9 @@ def _ensure_server() -> None:
 
 @contextlib.contextmanager
 def _unnamed_address() -> Iterator[None]:
-    """Let a fork server that is started meanwhile listen at a socket whose file is removed.
+    """Make a fork server that starts in the block listen at a socket whose file is removed.
 
-    Clients find the socket by a descriptor of its file. So a killed process leaves no file behind,
+    Clients find the socket by a descriptor of its file. So a killed process leaves no file,
     and the path may be longer than the 107 bytes of a socket's address.
     """
     directories: list[tuple[str, int]] = []
@@ -362,7 +363,7 @@ def _light_start() -> Iterator[None]:
         given = dict.fromkeys(_ONE_THREAD, "1") | {once.VARIABLE: once.place()}
         main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in given}
         hidden: Any = types.ModuleType("__main__")
-        # Other threads still find what the script defines, and `running_script` finds the script.
+        # Other threads still find the script's objects, and `running_script` finds the script.
         hidden.__file__, hidden.__wrapped__ = None, main
         hidden.__getattr__ = functools.partial(getattr, main)
         sys.modules["__main__"] = hidden
@@ -399,7 +400,7 @@ def _without_a_stopped_server() -> Iterator[None]:
 
 
 def end_stopped_server() -> None:
-    """Kill the fork server if a signal has stopped it: the end of its workers depends on it."""
+    """Kill the fork server if a signal has stopped it, as it must end its workers."""
     if _server_is_stopped():
         with contextlib.suppress(OSError):
             os.kill(_server_pid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The supervisor, which alone starts worker processes, reports their errors and ends them."""
+"""The supervisor: starts worker processes, reports their errors and ends them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from fastrl.workers.processes import (
 
 _LOGGER = logging.getLogger(__name__)
 GRACE_S = 2.0
-"""How long workers may take to end before they are killed, by default."""
+"""Default time in which workers must end before they are killed."""
 
 _KILLED_S = 10.0
-"""How long the kernel may take to end a killed process."""
+"""Time in which the kernel must end a killed process."""
 _SLICE_S = 0.05
-"""How often a waiting process checks whether the other one is alive."""
+"""Interval at which a waiting process checks that the other one is alive."""
 _DEEPEST = 2
-"""Workers may have workers, for instance in an environment; these may not."""
+"""Most levels of workers: workers may have workers, for instance in an environment."""
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Closes:
     """The deadline of each environment that workers close before they end.
 
     Attributes:
-        begun: Returns how many closes the worker of that name has begun.
-        timeout_s: How long each of them may take.
+        begun: Returns the number of closes that a worker, given by name, has begun.
+        timeout_s: Deadline of each close.
         key: The configuration key of this deadline.
     """
 
@@ -71,9 +71,9 @@ class Supervisor:
     They end on `stop`, when this object is collected, and when this process exits or is killed.
 
     Args:
-        request_stop: Called first by `stop`, to wake waiting workers.
+        request_stop: Function that `stop` calls first, to wake waiting workers.
         torch_threads: Intra-op threads of torch in every worker.
-        grace_s: How long workers may take to end before they are killed.
+        grace_s: Time in which workers must end before they are killed.
         closes: A deadline for each environment that workers close before they end.
     """
 
@@ -100,7 +100,7 @@ class Supervisor:
 
         Raises:
             FastrlError: The system has no descriptors, processes or memory left for it; or
-                workers start workers without end.
+                workers start workers at too many levels.
         """
         if depth() >= _DEEPEST:
             raise FastrlError(
@@ -124,7 +124,7 @@ class Supervisor:
         """Return at once if no worker has failed.
 
         Raises:
-            WorkerError: One raised, was killed, or ended.
+            WorkerError: A worker raised, was killed, or ended.
         """
         for name in self._failed():
             raise _error_of(name, self._children[name])
@@ -137,7 +137,7 @@ class Supervisor:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            # In this order, as a worker may have sent it before it ended.
+            # In this order, as a worker may have sent the object before it ended.
             failed = self._failed()
             if connection.poll(0.0 if failed else _SLICE_S):
                 with contextlib.suppress(EOFError, OSError):
@@ -147,7 +147,7 @@ class Supervisor:
         raise late
 
     def failures(self) -> list[WorkerError]:
-        """Remove every worker that raised, was killed or ended, and end what it has started.
+        """Remove every worker that raised, was killed or ended, and end its child processes.
 
         Returns the errors, of which the first one is the likeliest cause of the others. The names
         may be used again.
@@ -198,13 +198,13 @@ def call_in_child(
 
     Args:
         function: Pickled by value.
-        timeout_s: How long it may take.
-        close_timeout_s: How long the process may take to exit the context manager, which closes an
+        timeout_s: Deadline of the call.
+        close_timeout_s: Time in which the process must exit the context manager, which closes an
             environment, before it is killed with a warning. By default `GRACE_S`, without one.
         close_key: The configuration key of this deadline.
 
     Raises:
-        FastrlError: The function raised it.
+        FastrlError: An error of the function.
         WorkerError: The function raised another error, or did not finish in time.
     """
     receive, send = pipe()
@@ -246,7 +246,7 @@ def _send_result(payload: bytes, send: Connection) -> None:
 def _reported(child: _Child) -> tuple[str, str] | None:
     """Return (summary, traceback) of a worker that raised, or None."""
     if child.reported is None:
-        # A worker that dies while it reports leaves anything.
+        # A worker that dies during its report may leave any bytes.
         with contextlib.suppress(Exception):
             if child.report.poll():
                 child.reported = child.report.recv()
@@ -299,7 +299,7 @@ def _end(
 
 
 def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) -> None:
-    """Wait until each has ended or exceeded its time."""
+    """Wait until each worker has ended or exceeded its time."""
     since = {name: (0, time.monotonic()) for name in children}
     while since:
         for name, (begun, begun_s) in list(since.items()):
@@ -314,8 +314,8 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
                 del since[name]
                 if closes is not None and now:
                     _LOGGER.warning(
-                        "%s did not close an environment within %g s, and was ended with all that "
-                        "it had started; raise %s if it needs longer",
+                        "%s did not close an environment within %g s, and was killed with its "
+                        "child processes; raise %s if it needs longer",
                         name,
                         limit_s,
                         closes.key,
@@ -326,7 +326,7 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
 
 
 def _kill(process: Process) -> None:
-    # The id of a process that has ended may belong to another one by now.
+    # The id of an ended process may belong to another one by now.
     if process.is_alive():
         process.kill()
 

@@ -12,21 +12,21 @@ from fastrl.workers.handoff import Counter, count_of, position_of
 from fastrl.workers.plan import WorkerContext
 
 _MAX_CHECK_S = 1.0
-"""Most that the time between two checks counts: the run may have been stopped, as by Ctrl-Z."""
+"""Most seconds that are counted between two checks, as the run may have been stopped by Ctrl-Z."""
 
 
 @dataclass(frozen=True)
 class Deadlines:
     """Seconds without progress after which workers are killed.
 
-    Time counts only while a worker is busy, not while it waits for another one.
+    Time counts only while a worker is busy, not while it waits for other workers.
 
     Attributes:
         start_timeout_s: From the start of a worker until it is ready.
         stall_timeout_s: Between two answers of a model worker; also the default of the next two.
         step_timeout_s: One step of a group of environments, including inference if there are no
             model workers.
-        reset_timeout_s: A reset; the longer of both holds for steps of a batch of environments
+        reset_timeout_s: A reset; the longer of step and reset holds for a batch of environments
             that does not report its resets.
         close_timeout_s: Closing an environment, or a batch that closes all of its own at once.
     """
@@ -41,7 +41,7 @@ class Deadlines:
         """Reject non-positive durations.
 
         Raises:
-            ConfigError: Names the attribute.
+            ConfigError: An attribute is not positive; the error names it.
         """
         for name in ("start_timeout_s", "stall_timeout_s", "close_timeout_s"):
             seconds(name, getattr(self, name))
@@ -72,8 +72,8 @@ class Watchdog:
     """Checks the counters of all workers for progress.
 
     Args:
-        context: What they share.
-        deadlines: How long each may make none.
+        context: Shared objects of the workers.
+        deadlines: Times without progress after which a worker is overdue.
     """
 
     def __init__(self, context: WorkerContext, deadlines: Deadlines) -> None:

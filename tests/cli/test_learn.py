@@ -133,7 +133,7 @@ def trained(run_of_mine, workplace):
         (["train", "config.yaml", "algorithm.lr=1"], "did you mean algorithm.learning_rate?"),
         (["train", "config.yaml", "env.id=NoSuchEnv-v0"], "unknown environment 'NoSuchEnv-v0'"),
         (["train", "config.yaml", "--name", "../up"], "--name '../up': must be 1 to 100 letters"),
-        (["train", "config.yaml", "--name", "mine"], "holds a run already; go on with"),
+        (["train", "config.yaml", "--name", "mine"], "contains a run already; continue"),
         (["train", "config.yaml", "run_dir=."], "choose another run_dir"),
         (["resume", "mine"], "has trained its 512 steps; to continue: fastrl resume runs/mine"),
         (["resume", "other"], "'other' is not the directory of a run; the latest is runs/mine"),

@@ -359,7 +359,7 @@ class Valueless(ActorCritic):
 @pytest.mark.parametrize("section", [PPOConfig(), A2CConfig()], ids=["ppo", "a2c"])
 def test_a_policy_that_lacks_what_an_algorithm_needs_is_refused_at_once(section):
     message = (
-        r"^(PPO|A2C) needs log_prob and value of the policy, but Valueless\.outputs lacks value; "
+        r"^(PPO|A2C) needs the policy's log_prob and value, but Valueless\.outputs lacks value; "
         r"it has log_prob$"
     )
     with pytest.raises(ConfigError, match=message):

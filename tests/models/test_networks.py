@@ -241,5 +241,5 @@ def test_a_convolution_that_nothing_is_left_for_is_refused():
 )
 def test_a_layer_that_does_not_fit_into_memory_is_refused(monkeypatch, space, changes, key):
     monkeypatch.setattr("fastrl.models.networks.free_bytes", lambda: 2**30)
-    with pytest.raises(ConfigError, match=rf"^model\.{key}: a layer of .* MiB into memory$"):
+    with pytest.raises(ConfigError, match=rf"^model\.{key}: a layer of .* MiB does not fit"):
         Body(space, ModelConfig(**changes))

@@ -318,7 +318,7 @@ def test_calls_at_the_start_hold_in_environments_that_go_on(tmp_path, monkeypatc
 
 def test_state_without_a_callback_is_told(curriculum, caplog):
     resume(curriculum, checkpoint=MIDDLE)
-    assert f"a state of the callback '{HERE}:Curriculum', which is not there" in caplog.text
+    assert f"a state of the callback '{HERE}:Curriculum', which this run lacks" in caplog.text
 
 
 def test_callback_that_does_not_take_its_state_is_told(curriculum, monkeypatch):

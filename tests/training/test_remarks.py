@@ -275,8 +275,8 @@ def test_a_run_and_its_resumption_say_once_each_what_is_seldom_meant(tmp_path, c
     overrides = ["total_steps=192", "env.action_bounds=squash"]
     assert main(["resume", str(run), "--trust", *overrides]) == 0
     line = (
-        "env.action_bounds: the policy was trained with 'clip' until now, and its actions become "
-        "others with 'squash'"
+        "env.action_bounds: the policy was trained with 'clip' until now, and its actions change "
+        "with 'squash'"
     )
     assert capsys.readouterr().err.count(line) == 1
 

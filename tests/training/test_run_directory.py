@@ -41,15 +41,15 @@ def test_second_trainer_in_the_same_directory_is_refused(tmp_path):
 def test_directory_that_holds_a_run_is_not_used_for_another(tmp_path):
     path = tmp_path / "run"
     RunDirectory.create(path, small_run(path)).close()
-    with pytest.raises(ConfigError, match="holds a run already; go on with fastrl resume"):
+    with pytest.raises(ConfigError, match="contains a run already; continue it with fastrl resume"):
         RunDirectory.create(path, small_run(path))
 
 
 def test_directory_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(ConfigError, match="holds other files"):
+    with pytest.raises(ConfigError, match="contains other files"):
         RunDirectory.create(tmp_path, small_run(tmp_path))
-    with pytest.raises(ConfigError, match="holds other files"):
+    with pytest.raises(ConfigError, match="contains other files"):
         check_new_run(small_run(tmp_path), None)
     assert {each.name for each in tmp_path.iterdir()} == {"thesis.tex"}
 

@@ -148,7 +148,7 @@ def test_a_directory_that_holds_a_run_is_told_before_anything_is_measured(
     monkeypatch.setattr("fastrl.tuning.tuned", None)
     (tmp_path / "config.yaml").touch()
     assert main(["train", *TINY, "sampler.tune_s=1", f"run_dir={tmp_path}"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "contains a run already" in capsys.readouterr().err
 
 
 def test_only_processes_are_tuned():

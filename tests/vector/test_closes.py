@@ -15,10 +15,10 @@ from tests.workers.test_survival import assert_gone
 
 OVERDUE = {
     "processes": [
-        "probe did not close an environment within 0.2 s, and was ended with all that it had "
-        "started; raise close_timeout_s if it needs longer",
-        "env-worker-0 did not close an environment within 0.2 s, and was ended with all that it "
-        "had started; raise close_timeout_s if it needs longer",
+        "probe did not close an environment within 0.2 s, and was killed with its child "
+        "processes; raise close_timeout_s if it needs longer",
+        "env-worker-0 did not close an environment within 0.2 s, and was killed with its "
+        "child processes; raise close_timeout_s if it needs longer",
     ],
     "threads": [
         "env 0 of 'tests.workers.slow_close:SlowClose' did not return from close() within 0.2 s, "

@@ -39,8 +39,8 @@ def test_worker_whose_close_is_overdue_is_ended_with_what_it_has_started(tmp_pat
     assert closed == 0
     assert wall_s < 50
     assert [record.getMessage() for record in caplog.records] == [
-        f"{name} did not close an environment within 0.3 s, and was ended with all that it had "
-        "started; raise env.close_timeout_s if it needs longer"
+        f"{name} did not close an environment within 0.3 s, and was killed with its child "
+        "processes; raise env.close_timeout_s if it needs longer"
         for name in ("probe", "env-worker-0")
     ]
     assert_gone(pids(tmp_path, "started"))
