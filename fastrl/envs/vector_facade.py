@@ -346,9 +346,9 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         Args:
             batched: One environment, with ``restart``.
             exact: Keep rewards, and actions passed as float64, in float64; see `BatchedVectorEnv`.
-            render_mode: ``rgb_array``, or None where nothing is drawn.
+            render_mode: ``rgb_array``, or None if nothing is drawn.
             painter: Called once before the first picture.
-            fps: Frames that make a second.
+            fps: Frames per second.
 
         Raises:
             ArgumentError: The render mode is unknown.
@@ -360,7 +360,7 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         self._vector = BatchedVectorEnv(
             batched, exact=exact, render_mode=render_mode, painter=painter
         )
-        # Where the batch can, it waits at the end of an episode for `reset`.
+        # If the batch supports it, the next episode begins in `reset`.
         self._waits = hasattr(batched, "advance")
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
@@ -375,10 +375,10 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode: the first of a seed's random stream, or without a seed the next.
 
-        Options are ignored where the batch has no ``beginning``.
+        Options are ignored if the batch has no ``beginning``.
 
         Raises:
-            EnvError: An option is unknown or does not fit.
+            EnvError: An option is unknown or invalid.
         """
         super().reset(seed=seed)
         if seed is None and not self._seeded:
@@ -393,8 +393,8 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         """Step once; the last observation of an episode is that of its end.
 
         Raises:
-            ArgumentError: The action is not of the space's shape or kind.
-            EnvError: The environment was never reset, or the action is not one of its space.
+            ArgumentError: The action has another shape or kind than the space.
+            EnvError: The environment was never reset, or the action is not in its space.
         """
         stored = self._vector._stored_actions(action)
         self.action = tuple(each[None] for each in stored)
@@ -421,17 +421,17 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
     def render(self) -> Frame | None:
         """Return the picture ``[height, width, 3]``, None without a render mode.
 
-        Where the batch has no ``advance``, a picture after the end of an episode shows the
+        If the batch has no ``advance``, a picture after the end of an episode shows the
         beginning of the next one.
 
         Raises:
-            EnvError: What drawing needs is missing.
+            EnvError: A package or file for drawing is missing.
         """
         pictures = self._vector.render()
         return None if pictures is None else pictures[0]
 
     def close(self) -> None:
-        """Free what drawing took, and close the batch; safe to call twice."""
+        """Free the resources of drawing, and close the batch; safe to call twice."""
         self._vector.close()
 
     def _first_of(self, rows: Rows) -> Any:
@@ -443,9 +443,9 @@ def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def _stored(space: spaces.Space[Any], *, exact: bool) -> spaces.Space[Any]:
-    """Return the space of what is stored: float64 is halved, unless exactness is asked for."""
+    """Return the space of stored values: float64 becomes float32, unless ``exact``."""
     if isinstance(space, spaces.Dict):
-        # Pairs keep their order, where a mapping would be sorted.
+        # Pairs keep their order; a mapping would be sorted.
         return spaces.Dict([(key, _stored(each, exact=exact)) for key, each in space.items()])
     if isinstance(space, spaces.Tuple):
         return spaces.Tuple([_stored(each, exact=exact) for each in space.spaces])
@@ -484,7 +484,8 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
         num_envs: Number of environments.
 
     Raises:
-        ArgumentError: There is not one per environment, or one is not a whole number of at least 0.
+        ArgumentError: There is not one seed per environment, or a seed is not a whole number of at
+            least 0.
     """
     if seed is None:
         return [None] * num_envs
@@ -513,10 +514,10 @@ def checked_options(options: object) -> dict[str, Any] | None:
 def checked_mask(
     options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
 ) -> NDArray[np.bool_]:
-    """Remove ``reset_mask`` from the options of a reset and return it; by default all environments.
+    """Remove and return ``reset_mask`` of a reset's options; by default all environments.
 
     Args:
-        options: Of the reset.
+        options: Options of the reset.
         num_envs: Number of environments.
         was_reset: Whether all environments were reset before.
 

@@ -46,7 +46,7 @@ class PendulumParams(NamedTuple):
 
 
 class Pendulum(TensorEnv[PendulumState, PendulumParams]):
-    """``Pendulum-v1``. The action is a torque; the reward is minus the cost of not being upright."""
+    """``Pendulum-v1``. The action is a torque; the reward is the negative cost of leaning."""
 
     spec = EnvSpec(
         "Pendulum-v1",
