@@ -157,7 +157,7 @@ class DeviceProgram:
         """
         if num_envs != self._env.num_envs:
             raise EnvError(
-                f"'{self.spec.id}' holds {self._env.num_envs} environments, but {num_envs} were "
+                f"'{self.spec.id}' has {self._env.num_envs} environments, but {num_envs} were "
                 "requested"
             )
         source = None if generator is None else generator.device

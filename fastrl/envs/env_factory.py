@@ -238,7 +238,7 @@ class EnvFactory:
                 raise
         if env.num_envs != num_envs:
             raise EnvError(
-                f"'{self.name}' holds {env.num_envs} environments, but {num_envs} were "
+                f"'{self.name}' has {env.num_envs} environments, but {num_envs} were "
                 "requested; let the factory take the argument num_envs"
             )
         if isinstance(env, VectorEnv):

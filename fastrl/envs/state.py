@@ -307,7 +307,7 @@ def load_layers_state(env: Any, state: State) -> None:
     layers = list(_layers(env))
     names, found = [_name(layer) for layer in layers], [name for name, _ in state["layers"]]
     if names != found:
-        raise StateError(f"the state is of {' of '.join(found)}, this is {' of '.join(names)}")
+        raise StateError(f"the state belongs to {' of '.join(found)}, this is {' of '.join(names)}")
     base, saved = layers[-1], state["np_random"]
     if isinstance(saved, np.random.Generator) and isinstance(base._np_random, np.random.Generator):
         # In place, as the environment may have shared it.

@@ -46,7 +46,7 @@ class PendulumParams(NamedTuple):
 
 
 class Pendulum(TensorEnv[PendulumState, PendulumParams]):
-    """``Pendulum-v1``. The action is a torque; the reward is the negative cost of leaning."""
+    """``Pendulum-v1``. The action is a torque; angle, velocity and torque have a cost."""
 
     spec = EnvSpec(
         "Pendulum-v1",

@@ -470,7 +470,7 @@ def make_single(
         EnvError: Symbolic observations are requested, which the original does not have.
     """
     if symbolic:
-        raise EnvError(f"'fastrl/{name}' with symbolic=True comes in batches only, of one or more")
+        raise EnvError(f"'fastrl/{name}' with symbolic=True exists only as a batch")
     return CrafterEnv(length=length or None, **options)
 
 

@@ -30,7 +30,7 @@ class Simulations(Protocol):
     """Simulations of one model; every array has one row per simulation and is live."""
 
     def bind(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` of a field of ``mjData``, or ``state``; else raise a ValueError."""
+        """Return ``[n, *shape]`` of a field in ``mjData``, or ``state``."""
 
     def expand(self, name: str) -> NDArray[Any]:
         """Return ``[n, *shape]`` own values of a model's field; else raise a ValueError."""
