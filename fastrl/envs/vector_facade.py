@@ -226,7 +226,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
         if given and begin is None:
-            raise ArgumentError(f"options: '{self.batched.spec.id}' takes no options, got {[*given]}")
+            raise ArgumentError(f"'{self.batched.spec.id}' takes no options, got {[*given]}")
         if not (self._resets_some or chosen.all()):
             raise ArgumentError(
                 f"options['reset_mask']: '{self.batched.spec.id}' resets all environments together"

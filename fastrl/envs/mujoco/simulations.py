@@ -33,7 +33,7 @@ class Simulations(Protocol):
         """Return ``[n, *shape]`` of a field in ``mjData``, or ``state``."""
 
     def expand(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` own values of a model's field; else raise a ValueError."""
+        """Return ``[n, *shape]`` own values of a field of the model."""
 
     def step(self, *, nstep: int) -> None:
         """Advance all by ``nstep`` time steps; raise a RuntimeError if MuJoCo fails."""
