@@ -134,8 +134,7 @@ class Physics:
             raise _failed("step", error) from error
 
     def restart(self, rows: Rows, qpos: Floats, qvel: Floats) -> None:
-        """Reset simulations, given by a mask or sorted indices, set their state, and evaluate their
-        fields.
+        """Reset simulations, given by a mask or sorted indices, and evaluate their fields.
 
         ``qpos [k, nq]`` and ``qvel [k, nv]`` may be one row for all.
 
@@ -161,8 +160,7 @@ class Physics:
         return {"state": self._state.copy(), "fields": fields, "parameters": parameters}
 
     def set_state(self, state: State) -> None:
-        """Restore a state of `get_state`; afterwards call `derive` for values that depend on
-        parameters.
+        """Restore a state of `get_state`; call `derive` afterwards for parameters.
 
         Raises:
             StateError: It belongs to other simulations.

@@ -27,7 +27,10 @@ _NUMBERS = "biuf"
 
 
 class Simulations(Protocol):
-    """Simulations of one model; every array has one row per simulation and is live."""
+    """Simulations of one model; every array has one row per simulation and is live.
+
+    `bind` and `expand` raise a ValueError for unknown fields.
+    """
 
     def bind(self, name: str) -> NDArray[Any]:
         """Return ``[n, *shape]`` of a field in ``mjData``, or ``state``."""
