@@ -53,13 +53,13 @@ def first_line(docstring: str | None) -> str:
     return (docstring or "").partition("\n")[0].replace("``", "`").strip()
 
 
-def rooms() -> str:
+def packages() -> str:
     """Return the list of all modules, by package."""
     lines: list[str] = []
     for package in sorted(PACKAGE.rglob("__init__.py"), key=lambda path: path.parent.parts):
-        room = package.parent.relative_to(PACKAGE.parent).as_posix()
-        said = _docstring(package) if room != "fastrl" else "Modules that every room builds on."
-        lines += [f"### {room}", "", said, ""]
+        name = package.parent.relative_to(PACKAGE.parent).as_posix()
+        said = _docstring(package) if name != "fastrl" else "Modules that every package builds on."
+        lines += [f"### {name}", "", said, ""]
         modules = sorted(path for path in package.parent.glob("*.py") if path.stem[0] != "_")
         lines += [f"- `{path.name}`: {_docstring(path)}" for path in modules]
         lines.append("")
@@ -94,10 +94,10 @@ def reference() -> str:
 
 def architecture(page: str) -> str:
     """Return the page about the architecture with its list of modules as it must be."""
-    before, title, rest = page.partition("## Rooms\n\n")
+    before, title, rest = page.partition("## Packages\n\n")
     introduction = rest.partition("### ")[0]
     after = rest.partition("\n## ")[2]
-    return f"{before}{title}{introduction}{rooms()}\n## {after}"
+    return f"{before}{title}{introduction}{packages()}\n## {after}"
 
 
 def _docstring(path: Path) -> str:

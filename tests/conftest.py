@@ -1,4 +1,4 @@
-"""Fixtures and settings that every room's tests share."""
+"""Fixtures and settings for the tests of all packages."""
 
 from __future__ import annotations
 

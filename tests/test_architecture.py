@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: imports, names, lengths, and the pages about them."""
+"""Rules that can be checked automatically: imports, names, lengths, and the pages about them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PACKAGE = ROOT / "fastrl"
 DOCS = ROOT / "docs"
 MODULES = sorted(PACKAGE.glob("**/*.py"))
 
-# From the ground up: a module imports its own room and the floors below.
-FLOORS = (
+# A module imports only its own package and the layers above it in this list.
+LAYERS = (
     ("errors", "closing", "global_streams", "once", "json_lines"),
     ("imports",),
     ("arguments", "jit", "system"),
@@ -80,14 +80,14 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor_of(module: str) -> int:
-    """Return the floor that a module is on; its own entry counts before its room's."""
-    rooms = [(room, floor) for floor, rooms in enumerate(FLOORS) for room in rooms]
+def layer_of(module: str) -> int:
+    """Return the layer that a module is on; its own entry counts before its package's."""
+    packages = [(package, layer) for layer, packages in enumerate(LAYERS) for package in packages]
     for name in (module, module.partition(".")[0]):
-        for room, floor in rooms:
-            if room == name:
-                return floor
-    raise LookupError(f"fastrl.{module} is in no room of the architecture")
+        for package, layer in packages:
+            if package == name:
+                return layer
+    raise LookupError(f"fastrl.{module} is in no layer of the architecture")
 
 
 @cache
@@ -124,11 +124,11 @@ def own_imports_of(path: Path) -> Iterator[str]:
 
 def problem_with(importer: str, imported: str) -> str:
     """Return what is wrong with one module of fastrl importing another; empty if nothing is."""
-    rooms = (importer.partition(".")[0], imported.partition(".")[0])
-    if frozenset(rooms) in STRANGERS:
-        return "these two rooms never import each other"
-    same_room = rooms[0] == rooms[1] and floor_of(imported) <= floor_of(importer)
-    if not same_room and floor_of(imported) >= floor_of(importer) != len(FLOORS) - 1:
+    packages = (importer.partition(".")[0], imported.partition(".")[0])
+    if frozenset(packages) in STRANGERS:
+        return "these two packages never import each other"
+    same_package = packages[0] == packages[1] and layer_of(imported) <= layer_of(importer)
+    if not same_package and layer_of(imported) >= layer_of(importer) != len(LAYERS) - 1:
         return "imports point down only"
     return ""
 
@@ -182,9 +182,9 @@ def test_no_modules_import_each_other():
 
 
 def write_room(directory, monkeypatch, **texts):
-    """Write the modules of ``fastrl.room``, and have the functions of this file read them."""
-    paths = [directory / "room" / f"{name}.py" for name in texts]
-    (directory / "room").mkdir(parents=True)
+    """Write the modules of ``fastrl.package``, and have the functions of this file read them."""
+    paths = [directory / "package" / f"{name}.py" for name in texts]
+    (directory / "package").mkdir(parents=True)
     for path, text in zip(paths, texts.values(), strict=True):
         path.write_text(text)
     monkeypatch.setattr(f"{__name__}.PACKAGE", directory)
@@ -196,17 +196,17 @@ def test_imports_in_functions_relative_ones_and_those_for_types_are_seen(tmp_pat
     text = "def f():\n    import a.b\n    from . import c\n    from ..d import e\n"
     for_types = "if TYPE_CHECKING:\n    from f import g\n"
     (path,) = write_room(tmp_path, monkeypatch, module=text + for_types)
-    assert sorted(imports_of(path)) == ["a.b", "f.g", "fastrl.d.e", "fastrl.room.c"]
+    assert sorted(imports_of(path)) == ["a.b", "f.g", "fastrl.d.e", "fastrl.package.c"]
 
 
 def test_a_cycle_of_imports_for_types_is_seen(tmp_path, monkeypatch):
     texts = {
-        "a": "from fastrl.room.b import f",
-        "b": "from fastrl.room import c",
-        "c": "if TYPE_CHECKING:\n    from fastrl.room.a import g",
+        "a": "from fastrl.package.b import f",
+        "b": "from fastrl.package import c",
+        "c": "if TYPE_CHECKING:\n    from fastrl.package.a import g",
     }
     paths = write_room(tmp_path, monkeypatch, **texts)
-    assert set(cycle_in(paths)) == {"room.a", "room.b", "room.c"}
+    assert set(cycle_in(paths)) == {"package.a", "package.b", "package.c"}
     assert not cycle_in(write_room(tmp_path / "cured", monkeypatch, **texts | {"c": ""}))
 
 
@@ -259,9 +259,9 @@ def lists():
 def test_page_lists_every_module_and_the_floors():
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     assert lists()["architecture"](page) == page, "run python docs/write_lists.py"
-    (drawn,) = re.findall(r"## Floors\n.*?```\n(.*?)```", page, re.DOTALL)
+    (drawn,) = re.findall(r"## Layers\n.*?```\n(.*?)```", page, re.DOTALL)
     listed = [line.split() for line in drawn.splitlines()]
-    assert listed == [["fastrl" if room == "" else room for room in rooms] for rooms in FLOORS]
+    assert listed == [[name or "fastrl" for name in layer] for layer in LAYERS]
 
 
 def test_every_file_that_the_page_names_exists():

@@ -70,5 +70,5 @@ def test_without_metadata_the_hint_is_about_the_checkout(installed_as):
 def test_no_hint_installs_a_package_that_is_called_fastrl():
     named = re.compile(r"pip install ['\"]?fastrl(?!-torch\b)")
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/**/*.ipynb")]
-    texts += [path for room in ("fastrl", "scripts") for path in ROOT.glob(f"{room}/**/*.py")]
+    texts += [path for name in ("fastrl", "scripts") for path in ROOT.glob(f"{name}/**/*.py")]
     assert [path for path in texts if named.search(path.read_text())] == []

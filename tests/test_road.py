@@ -9,9 +9,9 @@ from pathlib import Path
 from fastrl import build_learner, load_config, make_plan, make_sampler
 from fastrl.training import Trainer
 from fastrl.training.interrupts import Interrupts
-from tests.test_architecture import DOCS, PACKAGE, floor_of
+from tests.test_architecture import DOCS, PACKAGE, layer_of
 
-GROUND = floor_of("config")
+GROUND = layer_of("config")
 """Modules from here down are used everywhere."""
 
 
@@ -33,7 +33,7 @@ def files_entered(call):
 
 
 def is_above_ground(file):
-    return floor_of(file.removesuffix(".py").replace("/", ".")) > GROUND
+    return layer_of(file.removesuffix(".py").replace("/", ".")) > GROUND
 
 
 def entered_in_an_update(kind):

@@ -250,7 +250,7 @@ class ClusterSampler(BaseSampler):
     def set_state(self, state: State) -> None:
         """See `Sampler`; nodes of other sizes than before begin new episodes, with a warning."""
         if not isinstance(state, dict) or not isinstance(state.get("nodes"), dict):
-            raise StateError("the state is of another kind of sampler")
+            raise StateError("the state belongs to another kind of sampler")
         self._resumed, self._unused = state, dict(state["nodes"])
 
     def close(self) -> None:

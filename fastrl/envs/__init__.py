@@ -1,6 +1,6 @@
-"""Environments: built in one place, stepped in batches.
+"""Environments: built by `env_factory`, stepped in batches behind `batched_env`.
 
-The names below cover every use; native batched environments live in rooms of their own.
+The names below cover all uses; fastrl's own batches are in subpackages.
 """
 
 from fastrl.envs.actions import ActionBounds, ActionConverter

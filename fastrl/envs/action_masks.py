@@ -1,7 +1,7 @@
-"""Masks of valid actions: where an environment has them, and how they join the observation.
+"""Masks of valid actions: finds their source, and adds them to the observation.
 
-A mask has one number for each option of `fastrl.spec.EnvSpec.choices`, 0 where it is invalid. It
-travels as a leaf of the observation, so it is stored, reset and learnt from like one.
+A mask has one number for each option of `fastrl.spec.EnvSpec.choices`, 0 if it is invalid. It
+is a leaf of the observation, so it is stored and reset like one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fastrl.spec import ACTION_MASK, MaskSource
 Env = gymnasium.Env[Any, Any]
 METHOD = "action_masks"
 PLAIN = "observation"
-"""Key of an observation that is no ``Dict``, beside its mask."""
+"""Key of an observation that is no ``Dict``, next to its mask."""
 
 SOURCES: Mapping[MaskSource, str] = {
     "observation": f"the key '{ACTION_MASK}' of observations",
     "info": f"info['{ACTION_MASK}']",
     "method": f"the method {METHOD}()",
 }
-"""Where masks come from, in words."""
+"""Sources of masks, in words."""
 
 _MISFITS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 
@@ -43,16 +43,16 @@ def flat_mask(space: spaces.Space[Any], mask: Any) -> NDArray[Any]:
     """Return a mask as one array.
 
     Args:
-        space: Of the actions.
+        space: Action space.
         mask: One array ``[*, choices]``, or nested like the space, as gymnasium's ``sample`` takes
             it: an array for each ``Discrete`` and for each element of ``MultiDiscrete``, None
-            where everything is valid.
+            if everything is valid.
 
     Returns:
         ``[*, choices]`` of whole numbers or bool.
 
     Raises:
-        EnvError: It does not fit the space.
+        EnvError: It does not match the space.
     """
     total = sum(num_choices(space))
     flat = None if isinstance(mask, Mapping) else _array(mask)
@@ -115,8 +115,8 @@ def valid_sample(space: spaces.Space[Any], mask: NDArray[Any], uniform: Iterator
     """Return a random action, each valid option equally probable.
 
     Args:
-        space: Of the actions; samples those of its leaves that have no options.
-        mask: ``[choices]``; where nothing is valid the first option is taken.
+        space: Action space; its leaves without options are sampled.
+        mask: ``[choices]``; if nothing is valid, the first option is used.
         uniform: Random numbers in [0, 1), one for each choice.
     """
     start = 0
@@ -141,7 +141,7 @@ def valid_sample(space: spaces.Space[Any], mask: NDArray[Any], uniform: Iterator
 
 
 def uniform_numbers(count: int = 1024) -> Iterator[float]:
-    """Return some random numbers in [0, 1), again and again, the same in every call."""
+    """Yield ``count`` random numbers in [0, 1) repeatedly, the same in every call."""
     return itertools.cycle(np.random.default_rng(0).random(count).tolist())
 
 
@@ -151,15 +151,15 @@ def random_actions(
     """Return a function from the last observation and info to a random action, valid if masked.
 
     Args:
-        env: After a reset.
-        info: What the reset returned.
-        count: How many different samples are drawn.
+        env: Environment after a reset.
+        info: Info of the reset.
+        count: Number of different samples.
     """
     env.action_space.seed(0)
     samples = itertools.cycle([env.action_space.sample() for _ in range(count)])
     uniform, space = uniform_numbers(), env.action_space
     source = None
-    with suppress(EnvError):  # something else of that name
+    with suppress(EnvError):  # something else has this name
         source = source_of(env, info)
     if source is None:
         return lambda observation, info: next(samples)
@@ -180,32 +180,32 @@ def with_mask(observation: spaces.Space[Any], action: spaces.Space[Any]) -> spac
     mask = (ACTION_MASK, spaces.MultiBinary(sum(num_choices(action))))
     if isinstance(observation, spaces.Dict):
         return spaces.Dict([*observation.spaces.items(), mask])
-    # Pairs keep their order, where a mapping would be sorted.
+    # Pairs keep their order; a mapping would be sorted.
     return spaces.Dict([(PLAIN, observation), mask])
 
 
 def observes_mask(env: Any) -> bool | None:
-    """Return whether a single or vector environment observes a mask; None for no discrete action.
+    """Return whether an environment observes a mask; None if its actions cannot have one.
 
-    Then it cannot have masks.
+    It may be a single or a vector environment.
     """
     try:
         kind = "single_" if isinstance(env, VectorEnv) else ""
         seen, action = (getattr(env, f"{kind}{x}_space") for x in ("observation", "action"))
         if not num_choices(action):
             return None
-    except (AttributeError, SpaceError):  # reported where the spaces are needed
+    except (AttributeError, SpaceError):  # reported when the spaces are needed
         return None
     return isinstance(seen, spaces.Dict) and ACTION_MASK in seen.spaces
 
 
 def find_source(env: Any) -> MaskSource:
-    """Return where a single or vector environment has masks; it is reset unless it observes them.
+    """Return the source of an environment's masks; reset it, unless it observes them.
 
-    That is ``observation`` for one without masks, too.
+    It is ``observation`` also without masks. It may be a single or a vector environment.
 
     Raises:
-        EnvError: A mask does not fit the actions.
+        EnvError: A mask does not match the actions.
     """
     if observes_mask(env) is not False:
         return "observation"
@@ -218,14 +218,14 @@ def find_source(env: Any) -> MaskSource:
 
 
 def source_of(env: Any, info: Any) -> MaskSource | None:
-    """Return where a single or vector environment has masks; None without any.
+    """Return the source of the masks of a single or vector environment; None without masks.
 
     Args:
         env: The environment.
-        info: What a reset returned.
+        info: Info of a reset.
 
     Raises:
-        EnvError: A mask does not fit the actions.
+        EnvError: A mask does not match the actions.
     """
     observes = observes_mask(env)
     if observes is not False:
@@ -247,7 +247,7 @@ def _has_method(env: Any) -> bool:
 
 
 def masked(env: Env, source: MaskSource | None) -> Env:
-    """Return an environment that observes its masks as one array, beneath its time limit."""
+    """Return an environment that observes its masks as one array, inside its time limit."""
     if source is None or (source == "observation" and (not observes_mask(env) or _is_flat(env))):
         return env
     outer = watchers(env)
@@ -264,11 +264,11 @@ def _is_flat(env: Env) -> bool:
 
 
 class MaskInObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Adds the mask of valid actions to the observation, or makes it one array of bits there.
+    """Adds the mask of valid actions to the observation, as one array of bits.
 
     Args:
         env: The environment.
-        source: Where it has its masks.
+        source: Source of its masks.
     """
 
     def __init__(self, env: Env, source: MaskSource) -> None:
@@ -281,7 +281,7 @@ class MaskInObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
             assert isinstance(seen, spaces.Dict)
             mask = seen.spaces[ACTION_MASK]
             zeros = {path: np.zeros(leaf.shape or ()) for path, leaf in leaves(mask).items()}
-            flat_mask(env.action_space, unflatten(mask, zeros))  # whether it fits
+            flat_mask(env.action_space, unflatten(mask, zeros))  # raises if it does not match
             flat = spaces.MultiBinary(self._shape[0])
             self.observation_space = spaces.Dict(
                 [(key, flat if key == ACTION_MASK else each) for key, each in seen.spaces.items()]
@@ -331,10 +331,10 @@ class InfoMasks:
     """The latest masks in infos of n environments, in gymnasium's vector form.
 
     Attributes:
-        problem: Why the latest are no masks; None where they are.
+        problem: Error of the latest masks; None if they are valid.
 
     Args:
-        space: Of the actions of one environment.
+        space: Action space of one environment.
         num_envs: n.
     """
 
@@ -345,10 +345,10 @@ class InfoMasks:
 
     @property
     def rows(self) -> NDArray[np.bool_] | None:
-        """``[n, choices] bool``; None where infos had none.
+        """``[n, choices] bool``; None if infos had none.
 
         Raises:
-            EnvError: They do not fit the actions.
+            EnvError: They do not match the actions.
         """
         if self.problem is not None:
             raise self.problem
@@ -357,11 +357,11 @@ class InfoMasks:
     def note(
         self, infos: Mapping[str, Any], ids: NDArray[np.int64] | None = None
     ) -> NDArray[np.bool_]:
-        """Take the masks of a step or a reset; return which environments had one.
+        """Store the masks of a step or a reset; return flags of the environments that had one.
 
         Args:
-            infos: What the step or the reset returned.
-            ids: ``[k]``: the environments of the k rows in ``infos``; by default all.
+            infos: Infos of the step or the reset.
+            ids: ``[k]``: environments of the k rows in ``infos``; by default all.
         """
         ids = np.arange(self._num_envs) if ids is None else ids
         found = infos.get(ACTION_MASK)
@@ -386,8 +386,8 @@ class VectorMasks(InfoMasks):
     """The latest masks of a vector environment that does not observe them.
 
     Args:
-        source: Where it has them.
-        space: Of the actions of one environment.
+        source: Source of the masks.
+        space: Action space of one environment.
         num_envs: n.
     """
 
@@ -400,11 +400,11 @@ class VectorMasks(InfoMasks):
 
         Args:
             env: The vector environment.
-            infos: What the step or the reset returned, in gymnasium's vector form.
-            needed: ``[n]``: which environments must have one.
+            infos: Infos of the step or the reset, in gymnasium's vector form.
+            needed: ``[n]``: environments that must have one.
 
         Raises:
-            EnvError: One is missing or does not fit.
+            EnvError: A mask is missing or does not match the actions.
         """
         if self._source == "method":
             return np.stack([flat_mask(self._space, mask) != 0 for mask in _called(env)])

@@ -1,7 +1,7 @@
-"""Converts sampled actions to those that environments accept, for a batch of environments at once.
+"""Converts sampled actions of a batch of environments to those that environments accept.
 
-Every call returns new arrays: environments may keep the action they were given (to penalise jerk,
-say), so they never get views of the shared table or of a reused buffer.
+Every call returns new arrays: environments may keep their action (for instance to penalise jerk),
+so they never receive views of the shared table or of a reused buffer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fastrl.errors import ArgumentError, EnvError, SpaceError, one_line
 from fastrl.spaces import action_specs, at_path, flatten, leaves, unflatten
 
 ActionBounds = Literal["clip", "squash"]
-"""How samples are kept inside a ``Box``: clipped to its finite bounds, or squashed by tanh."""
+"""Conversion of samples of a ``Box``: clipped to its finite bounds, squashed by tanh, or none."""
 
 Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 _INSIDE = 1 - 1e-6
-"""Where an action at a bound is taken to be, relative to it: tanh has no inverse at 1."""
+"""Relative position of an action at a bound, as tanh has no inverse at 1."""
 _TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
 """Kinds of dtypes that are accepted for actions of each kind."""
 
@@ -38,17 +38,18 @@ def as_stored(
     keep_float64: bool = False,
     path: str = "",
 ) -> NDArray[Any]:
-    """Return actions in the dtype of their space: compiled code would compile again for another.
+    """Return actions in the dtype of their space, as compiled code is compiled for one dtype.
 
     Args:
-        actions: Those of one leaf, as the caller passed them; tensors of torch on any device, too.
+        actions: Actions of one leaf, as the caller passed them; also tensors of torch on any
+            device.
         leaf: Space of one action.
-        shape: The shape that they must have.
-        keep_float64: Return actions of float64 as they are where the space is of another float.
-        path: Of the leaf, for messages.
+        shape: Required shape.
+        keep_float64: Return float64 actions unchanged if the space has another float.
+        path: Path of the leaf, for messages.
 
     Raises:
-        ArgumentError: They are of another shape or kind, or do not fit the dtype of the space.
+        ArgumentError: They have another shape or kind, or do not fit into the dtype of the space.
     """
     rows, dtype = _as_array(actions), np.dtype(leaf.dtype)
     kept = keep_float64 and rows.dtype == np.float64 and dtype.kind == "f"
@@ -72,17 +73,17 @@ def stored_leaves(
     *,
     keep_float64: bool = False,
 ) -> list[NDArray[Any]]:
-    """Return the leaves of actions as `as_stored` does, each ``[*batch, *shape]``.
+    """Return the leaves of actions as `as_stored`, each ``[*batch, *shape]``.
 
     Args:
-        space: Of one action.
+        space: Space of one action.
         known: Its leaves by path.
-        actions: In the dicts and tuples of the space.
-        batch: The axes before those of one action.
+        actions: Actions in the dicts and tuples of the space.
+        batch: Leading axes before those of one action.
         keep_float64: See `as_stored`.
 
     Raises:
-        ArgumentError: They do not have the form of the space, or a leaf does not fit.
+        ArgumentError: They do not have the form of the space, or a leaf is invalid.
     """
     try:
         found = list(zip(known.items(), flatten(space, actions), strict=True))
@@ -123,12 +124,12 @@ class ActionConverter:
         Args:
             space: Action space of one environment.
             bounds: ``clip`` clips each element to its finite bounds and leaves unbounded
-                elements alone; ``squash`` maps a sample x to the interval [low, high] by
+                elements unchanged; ``squash`` maps a sample x to the interval [low, high] by
                 ``low + (high - low) * (tanh(x) + 1) / 2``; None keeps values and floating dtype
-                as they are given.
+                unchanged.
 
         Raises:
-            SpaceError: The space is unsupported, or ``squash`` meets an unbounded ``Box``.
+            SpaceError: The space is unsupported, or ``squash`` is used for an unbounded ``Box``.
         """
         action_specs(space)
         self._space, self._bounds = space, bounds
@@ -141,7 +142,7 @@ class ActionConverter:
             for path, leaf in leaves(space).items()
             if isinstance(leaf, spaces.Box) and not leaf.shape
         }
-        # Elements of an array of scalars are copies already.
+        # Elements of an array of scalars are already copies.
         self._as_stored = (
             isinstance(space, spaces.Discrete) and space.start == 0 and space.dtype == np.int64
         )
@@ -179,16 +180,16 @@ class ActionConverter:
         ]
 
     def sampled(self, rows: Rows) -> list[NDArray[Any]]:
-        """Return what a policy would sample for actions that environments accept.
+        """Return the samples of a policy for actions that environments accept.
 
-        ``batch`` of the result is equal to the actions, except for rounding with ``squash``, where
-        values at a bound, which no sample reaches, are taken as a little inside.
+        ``batch`` of the result equals the actions, except for rounding with ``squash``: values at a
+        bound, which no sample reaches, are moved a little inside.
 
         Args:
             rows: Per action leaf ``[n, *shape]``, as environments accept them.
 
         Raises:
-            EnvError: A discrete action is not one of its space.
+            EnvError: A discrete action is not in its space.
         """
         found = zip(leaves(self._space).items(), rows, strict=True)
         return [_sampled(leaf, array, self._bounds, path) for (path, leaf), array in found]
@@ -227,7 +228,7 @@ def _clip(box: spaces.Box) -> Convert:
         return lambda rows: rows.astype(dtype)
 
     def clip(rows: NDArray[Any]) -> NDArray[Any]:
-        # Infinite bounds change nothing. Two ufuncs cost less than np.clip.
+        # Infinite bounds change nothing. Two ufuncs are faster than np.clip.
         inside: NDArray[Any] = np.maximum(rows, low, dtype=dtype, casting="same_kind")
         np.minimum(inside, high, out=inside)
         return inside
@@ -246,7 +247,7 @@ def _squash(box: spaces.Box, path: str) -> Convert:
     middle = low + half
 
     def squash(rows: NDArray[Any]) -> NDArray[Any]:
-        # The outer bounds catch the last bit, which rounding may push outside.
+        # The outer bounds correct the last bit, which rounding may move outside.
         inside: NDArray[Any] = (np.tanh(rows) * half + middle).astype(dtype)
         np.maximum(inside, low, out=inside)
         np.minimum(inside, high, out=inside)

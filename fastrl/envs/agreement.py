@@ -1,4 +1,4 @@
-"""Checks that environments have spaces, equal ones in one factory, and are different objects."""
+"""Checks that environments of one factory have equal spaces and are different objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastrl.errors import EnvError, SpaceError
 from fastrl.spaces import at_path, leaves
 
 _LOCK = threading.RLock()
-"""Reentrant: the collection of garbage may release a claim in the middle of another one."""
+"""Reentrant, as garbage collection may release a claim in the middle of another one."""
 
 
 class HasSpaces(Protocol):
@@ -35,10 +35,10 @@ def spaces_of(env: Any, name: str) -> tuple[spaces.Space[Any], spaces.Space[Any]
 
     Args:
         env: A single environment, or a vector environment.
-        name: Of the environment, for errors.
+        name: Name of the environment, for errors.
 
     Raises:
-        EnvError: It lacks a space.
+        EnvError: The environment lacks a space.
     """
     prefix = "single_" if hasattr(env, "single_observation_space") else ""
     found = []
@@ -53,10 +53,11 @@ def spaces_of(env: Any, name: str) -> tuple[spaces.Space[Any], spaces.Space[Any]
 
 
 class Claim:
-    """Environments that are stepped together, and by nothing else in this process.
+    """Environments that one object steps, and no other in this process.
 
     A factory may return the same object again, for the same batch or another one, perhaps in other
-    wrappers; its transitions would then mix episodes. A claim is released when it is deleted.
+    wrappers, which would mix the episodes of its transitions. A claim is released when it is
+    deleted.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class Claim:
             index: Its index in messages, a different one for each.
 
         Raises:
-            EnvError: It, or what it wraps, is claimed already.
+            EnvError: It, or the environment inside its wrappers, is already claimed.
         """
         base = _innermost(env)
         with _LOCK:
@@ -97,7 +98,7 @@ class Claim:
 
 
 _OWNERS: WeakValueDictionary[int, Claim] = WeakValueDictionary()
-"""By identity of the innermost environment, which a claim keeps alive."""
+"""Claims by identity of the innermost environment, which a claim keeps alive."""
 
 
 def check_spaces(env: HasSpaces, first: HasSpaces, who: str, *, different: bool = False) -> None:
@@ -105,12 +106,12 @@ def check_spaces(env: HasSpaces, first: HasSpaces, who: str, *, different: bool 
 
     Args:
         env: The environment.
-        first: Has the spaces of the others.
+        first: The first environment.
         who: Name of ``env`` in messages.
         different: Whether the bounds of observations may differ.
 
     Raises:
-        EnvError: It has other spaces; names the first difference.
+        EnvError: It has other spaces; the error names the first difference.
     """
     for kind in ("observation_space", "action_space"):
         found: Any = getattr(env, kind, None)
@@ -146,7 +147,7 @@ def _have_same_rows(found: spaces.Space[Any], wanted: spaces.Space[Any]) -> bool
 
 
 def _difference(found: spaces.Space[Any], wanted: spaces.Space[Any]) -> str:
-    """Return which leaf and bound differ, which printed spaces may not show."""
+    """Describe the leaf and bound that differ, which printed spaces may not show."""
     if not _have_same_rows(found, wanted):
         return ""
     theirs = leaves(wanted)

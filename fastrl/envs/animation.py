@@ -1,4 +1,4 @@
-"""Animations from pictures: GIF at the right speed, MP4 by imageio."""
+"""Writes pictures as animations: GIF at the right speed, MP4 by imageio."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastrl.imports import how_to_install
 Frame = NDArray[np.uint8]
 
 _CENTISECOND = 10
-"""Milliseconds of the unit in which a GIF stores how long a picture is shown."""
+"""Milliseconds per unit of the duration of a picture in a GIF."""
 _SHORTEST = 2
-"""Centiseconds that a picture is shown at least: browsers show shorter ones for ten."""
+"""Least centiseconds of a picture: browsers show shorter ones for ten."""
 
 
 class FrameWriter(Protocol):
-    """Takes the pictures of an animation one after the other."""
+    """Writes the pictures of an animation in order."""
 
     def append_data(self, frame: Frame) -> None:
         """Add ``[height, width, 3] uint8``."""
@@ -32,9 +32,9 @@ class FrameWriter(Protocol):
 
 
 class GifWriter:
-    """Writes a GIF whose length is that of its pictures at their speed, to a centisecond.
+    """Writes a GIF whose total duration is exact to a centisecond.
 
-    Delays are whole centiseconds, so they differ by one where the speed demands it. Above 50
+    Delays are whole centiseconds, so they may differ by one. Above 50
     pictures per second some are left out.
     """
 
@@ -48,7 +48,7 @@ class GifWriter:
         self._fps = fps
         self._count = 0
         self._images: list[Any] = []
-        # When each picture that is shown begins, in centiseconds.
+        # Start of each shown picture in centiseconds.
         self._starts: list[int] = []
 
     def append_data(self, frame: Frame) -> None:
@@ -88,7 +88,7 @@ class GifWriter:
         )
 
     def _time(self, count: int) -> int:
-        """Return when picture ``count`` begins, in centiseconds."""
+        """Return the start of picture ``count`` in centiseconds."""
         return round(count * 100 / self._fps)
 
 
@@ -98,7 +98,7 @@ def default_ending() -> str:
 
 
 def check_animation(path: Path) -> None:
-    """Reject a file that cannot become an animation, before anything is drawn.
+    """Reject an unsupported animation file, before anything is drawn.
 
     Raises:
         ConfigError: The format is unknown, or its encoder is missing.
@@ -107,12 +107,12 @@ def check_animation(path: Path) -> None:
     if path.suffix.lower() not in (".gif", default_ending()):
         raise ConfigError(
             f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}; "
-            "GIF needs nothing"
+            "GIF needs no package"
         )
 
 
 def open_animation(path: Path, fps: float) -> FrameWriter:
-    """Return a writer of a GIF where the path ends in .gif, else of an MP4.
+    """Return a writer of a GIF if the path ends in .gif, else of an MP4.
 
     Raises:
         OSError: The file cannot be written.

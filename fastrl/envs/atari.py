@@ -3,9 +3,9 @@
 An action is repeated for four frames, the last two are maximised pixel by pixel (the console draws
 some things in every other frame only), the screen becomes 84×84 grey, four of those are stacked,
 rewards are clipped to their sign, an episode begins after up to 30 idle frames and a press of FIRE
-where the game waits for one (Mnih et al., 2015; Machado et al., 2018).
+if the game waits for it (Mnih et al., 2015; Machado et al., 2018).
 
-Stable-Baselines3's differs in what the loss of a life does: it ends the episode, and the same game
+Stable-Baselines3's differs in the loss of a life: it ends the episode, but the same game
 continues in the next one, so that all its states are reached.
 """
 
@@ -35,11 +35,11 @@ class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._over = True
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step once; terminated where a life is lost."""
+        """Step once; terminated if a life is lost."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._over = terminated or truncated
         lives = self._left()
-        # Some games stay at no lives for some frames before they are over.
+        # Some games have no lives for some frames before they are over.
         lost = 0 < lives < self._lives
         self._lives = lives
         return observation, reward, terminated or lost, truncated, info
@@ -47,7 +47,7 @@ class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Continue by one idle step where a life was lost; with a seed, always begin a game."""
+        """Continue by one idle step if a life was lost; with a seed, always begin a game."""
         over = self._over or seed is not None
         if not over:
             observation, _, terminated, truncated, info = self.env.step(_NOOP)
@@ -98,7 +98,7 @@ def sb3_atari(
 ) -> Env:
     """Build one game as Stable-Baselines3's ``AtariWrapper`` and ``VecFrameStack`` present it.
 
-    Screens are ALE's own shades of grey, where Stable-Baselines3 makes them of the colours.
+    Screens are ALE's own shades of grey; Stable-Baselines3 computes them from the colours.
 
     Args:
         name: ALE's id, such as ``ALE/Breakout-v5``.
@@ -108,7 +108,7 @@ def sb3_atari(
         frameskip: Frames per step, of which the last two are maximised.
         img_size: Height and width of a screen in pixels.
         stack_num: Screens per observation; those before an episode are black.
-        **kwargs: Those of the game; actions are never repeated by chance unless they say so.
+        **kwargs: Arguments of the game; by default actions are never repeated by chance.
 
     Returns:
         An environment whose observations are ``[stack_num, img_size, img_size]`` uint8.
@@ -146,12 +146,12 @@ def make_atari(
         stack_num: Screens per observation; those before an episode are black.
         noop_max: Most idle frames at the beginning of an episode.
         img_height: Height of a screen in pixels.
-        img_width: Its width in pixels, None for the height.
+        img_width: Width of a screen in pixels; None for the height.
         grayscale: Whether screens are grey; coloured ones have a last axis of length 3.
         episodic_life: Whether the loss of a life ends the episode, and the game with it.
         reward_clipping: Whether rewards become -1, 0 or 1.
-        use_fire_reset: Whether FIRE is pressed where the game waits for it.
-        **kwargs: Those of the game.
+        use_fire_reset: Whether FIRE is pressed if the game waits for it.
+        **kwargs: Arguments of the game.
     """
     env = atari_game(name, **kwargs)
     if use_fire_reset and fires(env):
@@ -180,14 +180,14 @@ def _clipped_and_stacked(env: Env, reward_clipping: bool, stack_num: int) -> Env
 
 
 def atari_game(name: str, **kwargs: Any) -> Env:
-    """Build a game that `AtariPreprocessing` can be wrapped around: one frame per step.
+    """Build a game for `AtariPreprocessing`: one frame per step.
 
-    It does not copy its screen, in colour, after every single frame. The preprocessing uses
-    none of these copies, a fifth of the step: it asks ALE for the two screens that it needs.
+    It does not copy its colour screen after every frame. The preprocessing does not use these
+    copies, a fifth of the step, as it reads the two screens that it needs from ALE.
 
     Args:
         name: ALE's id.
-        **kwargs: Those of the game.
+        **kwargs: Arguments of the game.
 
     Raises:
         EnvError: ALE is not installed or has no such game.

@@ -1,4 +1,4 @@
-"""The interface of environments for env workers: n at once, which write into given views."""
+"""The interface of environments for workers: n at once, which write into given views."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class StepViews:
     Attributes:
         action: Per action leaf ``[n, *shape]``, as the policy sampled it; read only.
         observation: Per observation leaf ``[n, *shape]``: the next input of the policy, which is
-            the first observation of the next episode where one ended.
+            the first observation of the next episode if one ended.
         reward: ``[n]`` float32.
         terminated: ``[n]`` bool: the episode reached a terminal state.
         truncated: ``[n]`` bool: the episode was truncated, by a time limit for instance.
         final_observation: Per observation leaf ``[n, *shape]``: the last observation of an
             episode that ended in this step; rows of other environments do not change.
         episode_info: ``[n, len(spec.episode_info)]`` float32: the values of an episode that
-            ended in this step; rows of other environments do not change. None where the
+            ended in this step; rows of other environments do not change. None if the
             specification names none, or the caller does not need them.
         extras: By name ``[n, *shape]``: the fields of `EnvSpec.extras`, all written in every
-            step. A name is missing where nothing reads it, as in an evaluation.
+            step. A name is missing if nothing reads it, as in an evaluation.
     """
 
     action: Rows
@@ -87,7 +87,7 @@ class StepViews:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of all arrays, in the order of the attributes, up to ``final_observation``."""
         flat = (self.reward, self.terminated, self.truncated)
-        # Asked for in every step: a comprehension would take twice the time.
+        # Called in every step; a comprehension would take twice the time.
         return tuple(map(_SHAPE, (*self.action, *self.observation, *flat, *self.final_observation)))
 
 
@@ -130,20 +130,20 @@ class BatchedEnv(Protocol):
     """n environments, stepped together, reset in the step in which an episode ends (SAME_STEP).
 
     Implementations write every element of ``observation``, ``reward``, ``terminated`` and
-    ``truncated`` in each step, and nothing outside the views they are given. ``terminated`` and
+    ``truncated`` in each step, and nothing outside of the given views. ``terminated`` and
     ``truncated`` are never both set: termination wins.
 
     A batch may also have:
 
     - ``exact``, whether views may be of any floating dtype: by default they have the dtypes of
       ``spec.observation``, and rewards are float32;
-    - ``info()``, what is known of the last step, arrays ``[n]`` or ``[n, *shape]`` by name;
+    - ``info()``, details of the last step, arrays ``[n]`` or ``[n, *shape]`` by name;
     - ``restart(observation, chosen=None, seeds=None)``, which begins the next episode in all
-      environments, or in those of the mask ``chosen``, where it takes one: from their own random
-      streams, or from one seed for each of them;
+      environments, or in those of the mask ``chosen``, if it has that parameter: from their own
+      random streams, or from one seed for each of them;
     - ``advance(views, restart=False)``, a step that begins no new episodes;
-    - ``beginning(options)``, a context in which episodes begin as options of gymnasium's ``reset``
-      say.
+    - ``beginning(options)``, a context in which episodes begin with options of gymnasium's
+      ``reset``.
     """
 
     spec: EnvSpec
@@ -158,10 +158,10 @@ class BatchedEnv(Protocol):
         """
 
     def step(self, views: StepViews) -> None:
-        """Step every environment once with ``views.action``; see `StepViews` for what is written.
+        """Step every environment once with ``views.action``, and write the others of `StepViews`.
 
         Raises:
-            EnvError: An environment raised or broke its contract; names it by index.
+            EnvError: An environment raised or broke its contract; the error names its index.
         """
 
     def close(self) -> None:
@@ -173,8 +173,8 @@ class NumberTable(NamedTuple):
 
     Attributes:
         names: The keys.
-        indices: Of the environments.
-        numbers: ``[keys, environments]``: one array is sent and joined far quicker than many.
+        indices: Indices of the environments.
+        numbers: ``[keys, environments]``: one array is sent and joined much faster than many.
         narrow: Positions of the keys whose values are float32, in an array of float64.
     """
 
@@ -191,23 +191,23 @@ class NumberTable(NamedTuple):
 
 
 Columns = dict[str, tuple[list[int], Any]] | NumberTable
-"""By key the indices of the environments that have it, and their values: an array with one row for
+"""By key, the indices of the environments that have it, and their values: an array with one row for
 each, a list, or nested columns."""
 
 _NAMED = re.compile(r"env (\d+)\b")
 
 
 def renumber(error: EnvError, first: int) -> int | None:
-    """Make the error of a batch, which counts from 0, name an environment of the run.
+    """Replace the index in an error of a batch, which counts from 0, by the index in the run.
 
     Args:
         error: Changed in place, if it begins with an environment's index.
         first: Index of the batch's first environment in the run.
 
     Returns:
-        The index that it names now, None if it names none.
+        The new index; None if the error has no index.
     """
-    # The text after the first colon may be the environment's.
+    # The text after the first colon may come from the environment.
     head, colon, tail = str(error).partition(": ")
     named = _NAMED.match(head)
     if named is None:

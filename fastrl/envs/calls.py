@@ -1,4 +1,4 @@
-"""Calls of methods and values of attributes that a run applies to all of its environments."""
+"""Calls of methods and values of attributes that a run applies to all its environments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class EnvCall(NamedTuple):
     """A method that is called, or an attribute that is set, in every environment.
 
     Attributes:
-        name: Of the method or the attribute.
+        name: Name of the method or the attribute.
         args: Positional arguments; the value of an attribute. Plain data, see `fastrl.envs.state`.
         kwargs: Keyword arguments.
         sets: Whether an attribute is set.
@@ -29,12 +29,12 @@ class EnvCall(NamedTuple):
     sets: bool = False
 
     def make(self, owner: Any, who: str) -> None:
-        """Call the method of an object, or set its attribute; ``who`` names the object in errors.
+        """Call the method of an object, or set its attribute; ``who`` is its name in errors.
 
-        Of a gymnasium environment, wrappers and the environments below them count.
+        The method of a gymnasium environment may be that of a wrapper or of an inner environment.
 
         Raises:
-            EnvError: It has no such method or attribute, or the method raised.
+            EnvError: The object has no such method or attribute, or the method raised.
         """
         has, get, put = _access(owner)
         try:
@@ -49,12 +49,12 @@ class EnvCall(NamedTuple):
             raise self.missing(who)
 
     def missing(self, who: str) -> EnvError:
-        """Return the error of an object that has no such method or attribute."""
+        """Return the error for a missing method or attribute."""
         kind = "attribute" if self.sets else "method"
         return EnvError(f"{who} has no {kind} '{self.name}'")
 
     def failed(self, who: str, error: BaseException) -> EnvError:
-        """Return the error of an object that raised."""
+        """Return the error for a failed call."""
         what = f"when its '{self.name}' was set" if self.sets else f"in {self.name}()"
         return EnvError(f"{who} raised {what}: {cause(error)}")
 
@@ -69,11 +69,11 @@ def _access(owner: Any) -> tuple[Callable[..., Any], ...]:
 def make_call(env: BatchedEnv, call: EnvCall) -> None:
     """Make a call in n environments.
 
-    Batches of separate environments have a method ``make_call`` of their own; other batches are
-    called themselves.
+    Batches of separate environments have a method ``make_call``; other batches are
+    called directly.
 
     Raises:
-        EnvError: An environment has no such method or attribute, or raised; names it.
+        EnvError: An environment has no such method or attribute, or raised; the error names it.
     """
     own = getattr(env, "make_call", None)
     if own is not None:
@@ -104,6 +104,6 @@ def unpack_calls(content: bytes) -> list[EnvCall]:
     """Return the calls in the bytes of `pack_calls`; arguments are new objects.
 
     Raises:
-        StateError: The bytes are others.
+        StateError: The bytes are not from `pack_calls`.
     """
     return [EnvCall(*each) for each in unpack(content)]

@@ -1,4 +1,4 @@
-"""The registered environments, and which of them can be built here; ``fastrl envs`` lists them."""
+"""The catalogue of registered environments and of those that can be built here."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Listing:
     """One registered environment.
 
     Attributes:
-        id: What to write into ``env.id``.
-        max_episode_steps: Time limit in steps, None where there is none.
-        problem: Why it cannot be built here; empty where it can.
-        masks: Where masks of valid actions come from, in words; empty without masks, and where it
-            was not built to find out.
+        id: Value of ``env.id``.
+        max_episode_steps: Time limit in steps, None without one.
+        problem: Reason why it cannot be built here; empty if it can.
+        masks: Source of masks of valid actions, in words; empty without masks, or if it
+            was not built.
     """
 
     id: str
@@ -37,14 +37,14 @@ class Listing:
 
 
 MOST_BUILT = 20
-"""Environments that are built at most to find out whether they have masks."""
+"""Most environments that are built to find their masks."""
 
 
 def list_environments(pattern: str = "") -> list[Listing]:
     """Return the registered environments whose id contains ``pattern``, in any case, sorted.
 
     The module of each is imported, to see whether a package is missing. If few are found, each is
-    built to see where masks of valid actions come from.
+    built to find the source of masks of valid actions.
     """
     for family in own_families():
         family.import_ids("")
@@ -58,7 +58,7 @@ def list_environments(pattern: str = "") -> list[Listing]:
 
 
 def _masks(env_id: str) -> str:
-    """Return where an environment has masks, in words; empty without masks."""
+    """Return the source of an environment's masks, in words; empty without masks."""
     with contextlib.suppress(*USERS_FAILURES), _silence():
         spec = EnvFactory(env_id).probe()
         if spec.action_mask is not None and spec.mask_source is not None:
@@ -68,7 +68,7 @@ def _masks(env_id: str) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Suppress what packages print when they are imported, and environments when built."""
+    """Suppress output of imported packages and built environments."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -85,7 +85,7 @@ def _of_plugins() -> Iterator[Listing]:
 
 
 def _listing(spec: GymnasiumSpec) -> Listing | None:
-    """Return the entry of a registration, or None if it only says that an id was removed."""
+    """Return the entry of a registration, or None if it only marks a removed id."""
     entry_point = spec.entry_point or spec.vector_entry_point
     if callable(entry_point) and getattr(entry_point, "__name__", "").startswith("_raise_"):
         return None
@@ -96,7 +96,7 @@ def _listing(spec: GymnasiumSpec) -> Listing | None:
 
 
 def _import_problem(module: str) -> str:
-    """Return why a module cannot be imported, on one line; empty where it can."""
+    """Return why a module cannot be imported, on one line; empty if it can."""
     try:
         with _silence():
             importlib.import_module(module)

@@ -1,10 +1,10 @@
 """Crafter (Hafner, 2021) as a gymnasium environment, replayable from its seed.
 
-The original follows old gym and reports death and the time limit alike. Its creatures live in sets
-of objects, whose order depends on memory addresses, so two processes with one seed diverge; here
-they are kept in order. It also draws a semantic map in every step, which is left out unless asked,
-draws tiles that it has drawn before, and measures in every step how far each creature of the world
-is from the player. The rules, the random stream and every pixel are the original's.
+The original follows old gym and reports death and the time limit in the same way. Its creatures
+are in sets of objects, whose order depends on memory addresses, so two processes with one seed
+diverge; here they are ordered. The original also draws a semantic map in every step, which is
+optional here, draws tiles again that it has drawn before, and measures the distance of every
+creature from the player in every step. The rules, the random stream and every pixel are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fastrl.errors import EnvError
 
 _KEPT = 1024
-"""Daylights, and inventories, whose tiles are kept: 3 to 6 KB each."""
+"""Number of daylights, and of inventories, whose tiles are cached: 3 to 6 KB each."""
 
 Pixels = NDArray[np.uint8]
 
@@ -37,7 +37,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ``achievements`` and ``inventory`` (name to count), ``player_pos``, ``discount`` (0 at death),
     ``reward`` and, with that option, the map ``semantic``.
 
-    ``reset(seed=s)`` starts the worlds that ``crafter.Env(seed=s)`` goes through, from the first.
+    ``reset(seed=s)`` starts the sequence of worlds of ``crafter.Env(seed=s)``.
     """
 
     metadata = {  # noqa: RUF012
@@ -60,7 +60,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         Args:
             size: Width and height of the image.
             length: Time limit in steps; None for none.
-            semantic: Whether ``info["semantic"]`` holds the map of materials and creatures.
+            semantic: Whether ``info["semantic"]`` contains the map of materials and creatures.
             render_mode: ``rgb_array`` or None.
             **kwargs: ``area``, ``view`` and ``reward`` of ``crafter.Env``.
         """
@@ -89,10 +89,11 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(
         self, action: np.int64 | int
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Take one of the 17 actions.
+        """Step once with one of the 17 actions.
 
         Raises:
-            EnvError: It is outside the space; the original would count negative ones from the end.
+            EnvError: It is outside of the space; the original would count negative ones from the
+                end.
         """
         if not 0 <= action < len(constants.actions):
             last = len(constants.actions) - 1
@@ -101,14 +102,14 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._frame = frame
         if not self._semantic:
             del info["semantic"]
-        info["player_pos"] = info["player_pos"].copy()  # the game's own until the player moves
+        info["player_pos"] = info["player_pos"].copy()  # the game changes it
         terminated = info["discount"] == 0
         return frame, float(reward), terminated, bool(over) and not terminated, info
 
     def render(self) -> Any:
-        """Return a copy of the last observation, where ``render_mode`` is ``rgb_array``.
+        """Return a copy of the last observation, if ``render_mode`` is ``rgb_array``.
 
-        Drawing it anew would draw other noise at night, and move the game's random stream.
+        A new drawing would have other noise at night, and advance the game's random stream.
         """
         if self.render_mode != "rgb_array" or self._frame is None:
             return None
@@ -126,11 +127,11 @@ class _OrderedSet(dict[Any, None]):
 
 
 class _World(engine.World):  # type: ignore[misc]
-    """A world whose chunks list their creatures in the order in which they came.
+    """A world whose chunks list their creatures in the order in which they were added.
 
     Args:
         area: Columns and rows.
-        reach: Creatures move where their distance from the player is below it.
+        reach: Creatures move if their distance from the player is smaller.
     """
 
     def __init__(self, area: tuple[int, int], reach: int) -> None:
@@ -143,10 +144,10 @@ class _World(engine.World):  # type: ignore[misc]
 
     @property
     def objects(self) -> list[Any]:
-        """Return those that may move in this step, in the order in which they came.
+        """Return creatures that may move in this step, in the order in which they were added.
 
         The game reads this before it moves any creature, and checks each distance again. The
-        player, who came first, moves first, by one cell at most.
+        player, who was added first, moves first, by at most one cell.
         """
         x, y = self._objects[1].pos.tolist()
         left, top = max(0, x - self._reach), max(0, y - self._reach)
@@ -157,7 +158,7 @@ class _World(engine.World):  # type: ignore[misc]
 
 
 class _WholeWorld:
-    """A world as the original's semantic map reads it: with the creatures that are far away."""
+    """A world for the original's semantic map, which includes distant creatures."""
 
     def __init__(self, world: _World) -> None:
         self._world = world
@@ -195,12 +196,12 @@ class _OrderedGame(crafter.Env):  # type: ignore[misc]
 class CrafterView:
     """Draws the pictures of Crafter's renderer, pixel for pixel, from cached tiles of one size.
 
-    What a cell of the picture shows depends only on its material, the creature on it, the daylight
-    and whether the player sleeps; only at night noise lies over the whole. So each tile is drawn
-    and lit once, by Crafter's own functions, and by day a picture is one look-up. A view is shared
-    by all environments of a process.
+    A cell of the picture depends only on its material, its creature, the daylight and whether the
+    player sleeps; at night noise covers the whole picture. So each tile is drawn and lit once, by
+    Crafter's own functions, and by day a picture is one look-up. All environments of a process
+    share a view.
 
-    Pictures are ``[y, x, 3]``, as observations are; tiles and what Crafter draws are ``[x, y, 3]``.
+    Pictures are ``[y, x, 3]``, like observations; tiles and Crafter's drawings are ``[x, y, 3]``.
     """
 
     def __init__(self, view: tuple[int, int], size: tuple[int, int]) -> None:
@@ -217,7 +218,7 @@ class CrafterView:
         self._draw_items = engine.ItemView(self._textures, [columns, item_rows])
         self._lighting = engine.LocalView(SimpleNamespace(area=(1, 1)), self._textures, self._grid)
         # Tile k shows material k of the world; then come the void beyond the world's edge, and
-        # creatures as they are met.
+        # creatures when they first appear.
         names = (None, *constants.materials)
         tiles = [self._textures.get(name, self._unit)[..., :3] for name in names]
         self._void = len(tiles)

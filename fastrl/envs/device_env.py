@@ -1,4 +1,4 @@
-"""Environments that live on a device and keep their own state there, n of them in one object.
+"""`DeviceEnv`: n environments in one object on a device, which keeps their state.
 
 Simulators such as MJX, MuJoCo Warp and Isaac Lab are of this kind. `sampler.kind: device` steps a
 `DeviceEnv` in its rollouts; env workers and evaluations step it as a `DeviceBatch`.
@@ -30,15 +30,15 @@ class DeviceStep(NamedTuple):
     """The result of `DeviceEnv.step`; a plain tuple in this order is accepted as well.
 
     Attributes:
-        observation: ``[n, *shape]``, in the dicts and tuples of the space: the first one of the
-            next episode where one ended.
+        observation: ``[n, *shape]``, in the dicts and tuples of the space: the first observation of
+            the next episode if one ended.
         reward: ``[n]``.
         terminated: ``[n]`` bool: the step led to a terminal state.
-        truncated: ``[n]`` bool: a time limit ended the episode. Where ``terminated`` is set as
-            well, termination counts.
-        final_observation: Like ``observation``: what the step led to, before any reset. Only rows
-            whose episode ended are read.
-        extras: What `EnvSpec.extras` declares, by name ``[n, *shape]``.
+        truncated: ``[n]`` bool: a time limit ended the episode. If ``terminated`` is set,
+            too, termination counts.
+        final_observation: Like ``observation``: the observation after the step, before any reset.
+            Only rows of ended episodes are read.
+        extras: Fields of `EnvSpec.extras`, by name ``[n, *shape]``.
     """
 
     observation: Any
@@ -50,18 +50,18 @@ class DeviceStep(NamedTuple):
 
 
 class DeviceEnv(ABC):
-    """n environments that live on a device and keep their own state there.
+    """Base class of n environments on a device, which keep their own state there.
 
     The next episode begins in the step that ends one, as in the training wrappers of Brax and
-    MuJoCo Playground and in Isaac Lab: the environment resets those that ended by itself.
+    MuJoCo Playground and in Isaac Lab: the environment resets ended ones itself.
 
-    Arrays are tensors, or arrays of a library that offers them by DLPack, such as JAX, Warp, CuPy
+    Arrays are tensors, or arrays of a library that supports DLPack, such as JAX, Warp, CuPy
     and NumPy. They are copied before the next call, so the same memory may be written again.
 
     Attributes:
         spec: Spaces and fields of one environment. Actions are one array.
         num_envs: n.
-        device: Where its arrays are.
+        device: Device of its arrays.
     """
 
     spec: EnvSpec
@@ -73,7 +73,7 @@ class DeviceEnv(ABC):
         """Begin an episode in every environment.
 
         Args:
-            seed: Below 2^31; all further episodes depend on it and on the actions alone.
+            seed: Seed below 2^31; all further episodes depend only on it and on the actions.
 
         Returns:
             The first observations; see `DeviceStep`.
@@ -81,7 +81,7 @@ class DeviceEnv(ABC):
 
     @abstractmethod
     def step(self, action: Tensor) -> DeviceStep | tuple[Any, ...]:
-        """Step every environment once; where an episode ends, begin the next one.
+        """Step every environment once; if an episode ends, begin the next one.
 
         Args:
             action: ``[n, *shape]`` on ``device``: float32 within the bounds of a ``Box``, else
@@ -89,7 +89,7 @@ class DeviceEnv(ABC):
         """
 
     def get_state(self) -> State:
-        """Return all that further steps depend on as plain data; see `fastrl.envs.state`.
+        """Return the state on which further steps depend as plain data; see `fastrl.envs.state`.
 
         Without it and `set_state`, a resumed run begins new episodes.
 
@@ -99,10 +99,11 @@ class DeviceEnv(ABC):
         raise StateError(f"'{self.spec.id}' has no get_state() and set_state(state)")
 
     def set_state(self, state: State) -> None:
-        """Continue from what `get_state` returned, after a reset.
+        """Restore a state of `get_state`, after a reset.
 
         Raises:
-            StateError: The environment does not offer its state, or it is another one's.
+            StateError: The environment does not offer its state, or the state belongs to another
+                one.
         """
         raise StateError(f"'{self.spec.id}' has no get_state() and set_state(state)")
 
@@ -121,7 +122,7 @@ class DeviceState(NamedTuple):
 
 
 class DeviceProgram:
-    """A `DeviceEnv` with the methods by which rollouts step a `TensorEnv`, and with checks.
+    """A `DeviceEnv` with the methods of a `TensorEnv` for rollouts, and with checks.
 
     Attributes:
         spec: Spaces and fields of one environment.
@@ -130,7 +131,7 @@ class DeviceProgram:
         env: The environments.
 
     Raises:
-        EnvError: Their actions are not one array.
+        EnvError: The actions are not one array.
     """
 
     def __init__(self, env: DeviceEnv) -> None:
@@ -152,11 +153,11 @@ class DeviceProgram:
         """Begin an episode in every environment, with a seed from a generator.
 
         Raises:
-            EnvError: It holds another number of environments, raised, or broke its contract.
+            EnvError: It has another number of environments, raised, or broke its contract.
         """
         if num_envs != self._env.num_envs:
             raise EnvError(
-                f"'{self.spec.id}' holds {self._env.num_envs} environments, but {num_envs} were "
+                f"'{self.spec.id}' has {self._env.num_envs} environments, but {num_envs} were "
                 "requested"
             )
         source = None if generator is None else generator.device
@@ -202,7 +203,7 @@ class DeviceProgram:
         return {path: self._tensor(name, leaf, spec) for (path, spec), leaf in pairs}
 
     def _tensor(self, name: str, array: Any, spec: TensorSpec) -> Tensor:
-        """Return a copy of an array, in the dtype that rollouts hold."""
+        """Return a copy of an array, in the dtype of rollouts."""
         tensor = array if isinstance(array, Tensor) else from_dlpack(array)
         wanted = [self._env.num_envs, *spec.shape]
         if list(tensor.shape) != wanted or tensor.device.type != self._device.type:
@@ -232,7 +233,7 @@ class DeviceBatch:
 
     Args:
         env: The environments, which are closed by `close`.
-        bounds: How samples for a ``Box`` are kept inside it.
+        bounds: ``clip`` or ``squash`` for ``Box`` actions.
     """
 
     def __init__(self, env: DeviceEnv, bounds: ActionBounds = "clip") -> None:
@@ -242,7 +243,7 @@ class DeviceBatch:
         self._state = DeviceState(torch.zeros(env.num_envs, dtype=torch.int32))
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
-        """Start an episode in every environment, from one seed of all; see `BatchedEnv.reset`."""
+        """Start an episode in every environment, from one common seed; see `BatchedEnv.reset`."""
         seed = int(np.random.SeedSequence([int(each) for each in seeds]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
         found, self._state = self._program.begin(self.num_envs, generator, None)
@@ -264,7 +265,7 @@ class DeviceBatch:
             rows[...] = info[name].cpu().numpy()
 
     def make_call(self, call: EnvCall) -> None:
-        """Make a call of the object that holds all environments."""
+        """Make a call of the object with all environments."""
         call.make(self.env, f"'{self.spec.id}'")
 
     def get_state(self) -> State:
@@ -272,7 +273,7 @@ class DeviceBatch:
         return state_of(self.env)
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned."""
+        """Restore a state of `get_state`."""
         load_state(self.env, state)
 
     def close(self) -> None:

@@ -2,17 +2,17 @@
 
 An id is one of
 
-- an id of a family: what comes with fastrl is in `fastrl.envs.families`, others are registered by
+- an id of a family: those of fastrl are in `fastrl.envs.families`, others are registered by
   ``fastrl.register("environments", …)``; see `fastrl.envs.family`;
-- a registered gymnasium id, ``CartPole-v1``, or ``module:Id`` where importing the module registers
+- a registered gymnasium id, ``CartPole-v1``, or ``module:Id`` if importing the module registers
   it;
 - a factory ``package.module:function``, ``__main__:function`` of the script itself, or a callable.
-  It is called with the keyword arguments, with ``num_envs`` and ``seeds`` where it names them, and
-  with ``max_episode_steps`` and ``randomize`` where it names them and they are configured. It
-  returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv`, a `BatchedEnv` or a
-  `DeviceEnv`, for which it may take an argument ``device``. If it has an attribute ``single``, that
-  builds the single environments for recordings;
-- a specification of gymnasium's, which need not be that of its registry.
+  It is called with the keyword arguments, with ``num_envs`` and ``seeds`` if it has such
+  parameters, and with ``max_episode_steps`` and ``randomize`` if it has them and they are
+  configured. It returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv`, a
+  `BatchedEnv` or a `DeviceEnv`, for which it may take an argument ``device``. An attribute
+  ``single``, if any, builds the single environments for recordings;
+- a specification of gymnasium's, which need not be registered.
 """
 
 from __future__ import annotations
@@ -71,29 +71,29 @@ for _family in own_families():
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Builds environments of one kind; cloudpickle sends it to workers.
+    """Builds environments of one id; sent to workers by cloudpickle.
 
     Attributes:
-        id: What to build; see this module's docstring.
+        id: Id of the environment; see this module's docstring.
         kwargs: Keyword arguments for the environment.
         wrappers: Wrappers ``package.module:callable``, mappings of such a ``path`` and of
             ``kwargs``, or callables, applied in this order, the last outermost.
-        max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
-        action_bounds: How actions are kept inside a bounded ``Box``.
+        max_episode_steps: Time limit in steps, inside the wrappers; None keeps the id's own.
+        action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions.
         randomize: For fastrl's own environments that have parameters, and for factories that take
             an argument of this name; rejected for other ids.
-        episode_info: Names of figures in the info of an episode's last step, beside those that
+        episode_info: Names of numbers in the info of an episode's last step, besides those that
             the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
-        previous_action_reward: Add the previous action and reward to observations, above the
+        previous_action_reward: Add the previous action and reward to observations, outside of the
             wrappers; see `fastrl.envs.previous_step`.
-        action_mask: Where masks of valid actions come from, or ``off``. ``auto`` looks for them:
+        action_mask: Source of masks of valid actions, or ``off``. ``auto`` searches for them:
             in the key ``action_mask`` of observations, then of infos, which takes a reset, and in
             a method ``action_masks()``.
-        spare_envs: How many more single environments `batched` builds, which are reset in the
+        spare_envs: Number of further single environments of `batched`, which are reset in the
             background; see `fastrl.envs.spare_envs`.
-        must_be_on_device: Reject whatever is built that is not a `DeviceEnv`.
-        family: The one that builds the id; None where gymnasium or a factory does.
-        registered: The registration of the id with gymnasium; None where there is none, or a
+        must_be_on_device: Reject environments that are not a `DeviceEnv`.
+        family: Family of the id; None if gymnasium or a factory builds it.
+        registered: Registration of the id with gymnasium; None if there is none, or a
             module is imported for it.
     """
 
@@ -108,7 +108,7 @@ class EnvFactory:
     action_mask: Literal["auto", "off"] | MaskSource = "auto"
     spare_envs: int = 0
     must_be_on_device: bool = False
-    # Pickled with the factory: workers lack the registrations of the script.
+    # Pickled with the factory, as workers lack the registrations of the script.
     family: Family | None = field(init=False, repr=False, compare=False)
     registered: GymnasiumSpec | None = field(init=False, repr=False, compare=False)
 
@@ -116,7 +116,7 @@ class EnvFactory:
         """Check the arguments, and replace paths into the running script; see `of_script`.
 
         Raises:
-            EnvError: Something is of the wrong kind.
+            EnvError: An argument has a wrong type.
             ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
         """
         _check_arguments(self)
@@ -127,14 +127,14 @@ class EnvFactory:
 
     @classmethod
     def from_config(cls, config: EnvConfig) -> EnvFactory:
-        """Return the factory that the configuration's section ``env`` describes."""
+        """Return the factory for the configuration's section ``env``."""
         names = (each.name for each in dataclasses.fields(cls) if hasattr(config, each.name))
         given = {name: getattr(config, name) for name in names}
         wrappers = (each if isinstance(each, str) else dict(each) for each in config.wrappers)
         return cls(**{**given, "wrappers": tuple(wrappers)})
 
     def with_masks_of(self, spec: EnvSpec) -> Self:
-        """Return this factory with the masks that a probe has found, which are not looked for."""
+        """Return this factory with the masks of a probe, to avoid another search."""
         return dataclasses.replace(self, action_mask=spec.mask_source or "off")
 
     @property
@@ -151,7 +151,7 @@ class EnvFactory:
 
     @property
     def is_native(self) -> bool:
-        """Whether its family steps n at a time."""
+        """Whether its family steps n environments at a time."""
         return self.family is not None and self.family.batched
 
     @property
@@ -160,7 +160,7 @@ class EnvFactory:
         return self.family not in own_families() and self._function is not None
 
     def on_device(self, num_envs: int, device: torch.device) -> DeviceEnv:
-        """Build ``num_envs`` environments that live on a device.
+        """Build ``num_envs`` environments on a device.
 
         Raises:
             EnvError: They cannot be built, or are not a `DeviceEnv`.
@@ -200,10 +200,10 @@ class EnvFactory:
     def batched(self, num_envs: int, begun: NDArray[np.int64] | None = None) -> BatchedEnv:
         """Build ``num_envs`` environments that are stepped together.
 
-        ``begun``, ``[1]`` int64, counts single environments once built and after each reset.
+        ``begun``, ``[1]`` int64, is increased by 1 for each single environment built or reset.
 
         Raises:
-            EnvError: They cannot be built; says what would be right.
+            EnvError: They cannot be built; the error says what would be right.
             SpaceError: A space is unsupported, or its actions cannot be squashed.
         """
         num_envs = at_least_one("num_envs", num_envs)
@@ -238,7 +238,7 @@ class EnvFactory:
                 raise
         if env.num_envs != num_envs:
             raise EnvError(
-                f"'{self.name}' holds {env.num_envs} environments, but {num_envs} were "
+                f"'{self.name}' has {env.num_envs} environments, but {num_envs} were "
                 "requested; let the factory take the argument num_envs"
             )
         if isinstance(env, VectorEnv):
@@ -285,7 +285,7 @@ class EnvFactory:
 
     @contextmanager
     def probing(self) -> Iterator[EnvSpec]:
-        """Build one environment, yield what `probe` returns, and close it after the block."""
+        """Build one environment, yield the result of `probe`, and close it after the block."""
         env = self._build(1)
         try:
             if isinstance(env, gymnasium.Env | VectorEnv):
@@ -297,17 +297,17 @@ class EnvFactory:
             spec = self._spec(masked(env, source) if _is_single(env) else env, source)
             yield spec_with_previous(spec) if self.previous_action_reward else spec
         finally:
-            with suppress(*USERS_FAILURES):  # what was asked for is known
+            with suppress(*USERS_FAILURES):  # the result is already known
                 env.close()
 
     def _source(self, env: Any) -> MaskSource | None:
-        """Return where an environment has masks; another one is probed if that takes a reset."""
+        """Return the source of an environment's masks; probe another one if that needs a reset."""
         if self.action_mask != "auto":
             return None if self.action_mask == "off" else self.action_mask
         if _is_batched(env) or observes_mask(env) is not False:
             return "observation"
         if "_found" not in self.__dict__:
-            with seeded_streams(0):  # those of the caller stay as they are
+            with seeded_streams(0):  # the caller's streams do not change
                 self.probe()
         return cast("MaskSource", self.__dict__["_found"])
 
@@ -351,7 +351,7 @@ class EnvFactory:
                     f"env.episode_info: '{self.name}' does not report '{name}'"
                     f"{nearest(name, spec.episode_info)}"
                 )
-        _ = spec.observation  # whether it can be stored
+        _ = spec.observation  # raises if it cannot be stored
         ActionConverter(spec.action_space, self.action_bounds)
         return cast("EnvSpec", spec)
 
@@ -433,7 +433,7 @@ class EnvFactory:
             return self.id
         if not self.id.partition(":")[2] or _unaliased(self.id) != self.id:
             return None
-        # The module may be an old environment's, and ask for such names while it is imported.
+        # An old environment's module may use such names while it is imported.
         with OLD_NUMPY:
             return factory(self.id, "env.id")
 
@@ -474,7 +474,7 @@ _WANTED: Mapping[str, tuple[type, str]] = {
 
 
 def _check_arguments(factory: EnvFactory) -> None:
-    """Reject arguments of the wrong kind before anything is built with them."""
+    """Reject arguments of a wrong type before anything is built."""
     if not isinstance(factory.id, str | GymnasiumSpec) and not callable(factory.id):
         raise EnvError(
             "an environment must be an id such as 'CartPole-v1' or a factory, got "
@@ -504,12 +504,12 @@ def wrapped(env: Any, wrappers: Sequence[Wrapper], key: str, name: str) -> Any:
     Args:
         env: The environment.
         wrappers: See `EnvFactory`.
-        key: Where the user wrote them, for messages.
-        name: Of the environment, for messages.
+        key: Key of the wrappers, for messages.
+        name: Name of the environment, for messages.
 
     Raises:
         ArgumentError: A wrapper returned no environment.
-        EnvError: A wrapper raised, cannot be imported, or is of another kind of environments.
+        EnvError: A wrapper raised, cannot be imported, or is for another kind of environments.
     """
     for wrapper in wrappers:
         with _closed_on_error(env):
@@ -536,13 +536,13 @@ def _closed_on_error(env: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(*USERS_FAILURES):  # what failed first is what matters
+        with suppress(*USERS_FAILURES):  # the first error is the important one
             env.close()
         raise
 
 
 def _registered(env_id: object) -> GymnasiumSpec | None:
-    """Return a specification of gymnasium's, or that of its registry, as workers can use it."""
+    """Return a specification, given or from gymnasium's registry, in a form for workers."""
     spec = gymnasium.registry.get(_unaliased(env_id)) if isinstance(env_id, str) else env_id
     if not isinstance(spec, GymnasiumSpec):
         return None
@@ -564,7 +564,7 @@ def _is_batched(env: object) -> bool:
 
 
 def _vector_time_limit(env: VectorEnv[Any, Any, Any]) -> int | None:
-    # EnvPool has it in its configuration.
+    # EnvPool has the limit in its configuration.
     config = getattr(env, "config", None)
     limit = config.get("max_episode_steps") if isinstance(config, dict) else None
     return limit or getattr(env.spec, "max_episode_steps", None)

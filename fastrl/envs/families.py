@@ -1,7 +1,7 @@
-"""The families of environments that come with fastrl, registered by name in `fastrl.builtin`.
+"""fastrl's families of environments, registered by name in `fastrl.builtin`.
 
 The ids ``fastrl/…`` are registered with gymnasium as soon as `fastrl.envs` is imported:
-`gymnasium.make_vec` builds the batch, `gymnasium.make` a single environment that behaves alike.
+`gymnasium.make_vec` builds the batch, `gymnasium.make` an equivalent single environment.
 This module is loaded with `fastrl.envs`, so the modules that implement the environments are
 imported when the first environment is built.
 """
@@ -37,13 +37,14 @@ _CRAFTER, _CRAFTER_CLASS = "Crafter-v1", "fastrl.envs.crafter:CrafterEnv"
 
 
 class NativeFamily(Family):
-    """Environments of fastrl's own of one implementation.
+    """Environments of fastrl with a common implementation.
 
     Attributes:
-        module: Has ``build(name, num_envs, **kwargs)``, which returns a `BatchedEnv` and takes
-            ``max_episode_steps``, ``randomize`` and ``action_bounds``; ``make_vec(name, num_envs,
-            **kwargs)``, and ``make_single(name, **kwargs)``, whose time limit gymnasium keeps.
-        ids: Ids without the namespace: those of the equal environments of gymnasium.
+        module: Module with ``build(name, num_envs, **kwargs)``, which returns a `BatchedEnv` and
+            takes ``max_episode_steps``, ``randomize`` and ``action_bounds``; ``make_vec(name,
+            num_envs, **kwargs)``, and ``make_single(name, **kwargs)``, whose time limit gymnasium
+            keeps.
+        ids: Ids without the namespace: those of gymnasium's equal environments.
     """
 
     prefix = NAMESPACE
@@ -78,7 +79,7 @@ class NativeFamily(Family):
         """Build n environments; see `Family.build`.
 
         Raises:
-            EnvError: An argument is unknown or does not fit.
+            EnvError: An argument is unknown or invalid.
         """
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
@@ -103,12 +104,12 @@ class NativeFamily(Family):
         """Call a function of the module.
 
         Raises:
-            EnvError: An argument is unknown or does not fit.
+            EnvError: An argument is unknown or invalid.
         """
         return getattr(importlib.import_module(self.module), function)(name, **kwargs)
 
     def register(self) -> None:
-        """Register every id with gymnasium, unless it is registered already."""
+        """Register every id with gymnasium, unless it is already registered."""
         for name in self.ids:
             if NAMESPACE + name not in gymnasium.registry:
                 original = gymnasium.spec(name)
@@ -124,7 +125,7 @@ class NativeFamily(Family):
 class PythonTasks(Family):
     """``CartPoleNoVel-v1`` and others: environments in Python that gymnasium lacks.
 
-    Gymnasium builds them, so there are no ids of this family's own.
+    Gymnasium builds them, so the family has no ids of its own.
     """
 
     batched = False
@@ -135,7 +136,7 @@ class PythonTasks(Family):
         "MaskedBandit-v0": (f"{_MASKED}:MaskedBandit", 100, 90.0),
         "MaskedTMaze-v0": (f"{_MASKED}:MaskedTMaze", 200, 0.95),
     }
-    """By id the entry point, the time limit in steps and the return that counts as solved."""
+    """By id: entry point, time limit in steps, and the return that counts as solved."""
 
     def name_of(self, env_id: str) -> None:
         """Return None: gymnasium builds the ids that are registered with it."""
@@ -177,7 +178,7 @@ class Crafter(NativeFamily):
     sharing_pays = False
     aliases: ClassVar = {"crafter.Env": _CRAFTER, "crafter:Env": _CRAFTER, "Crafter": _CRAFTER}
     single_options = frozenset({"area", "view", "size", "reward", "length", "render_mode"})
-    """Arguments that mean the same for a single world and for the batch."""
+    """Arguments with the same meaning for a single world and for the batch."""
 
     def register(self) -> None:
         """Register the single worlds and the batch with gymnasium."""
@@ -315,7 +316,7 @@ class OldGym(Family):
     package, extra = "gym", "gym"
 
     def register(self) -> None:
-        """Silence the notice that gym prints in every process, also where Crafter imports it."""
+        """Suppress the notice that gym prints in every process, also if Crafter imports it."""
         with suppress(ImportError):
             importlib.import_module("gym_notices.notices").notices.clear()
 
@@ -343,7 +344,7 @@ class VectorEnvs(Family):
         """Build a vector environment.
 
         Raises:
-            EnvError: The id has none.
+            EnvError: The id has no vector environment.
         """
         spec = registered_spec(name)
         if spec.vector_entry_point is None:

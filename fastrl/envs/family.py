@@ -1,4 +1,4 @@
-"""The contract of a family of environments: which ids it has, and how it builds environments.
+"""The base class of families of environments: ids with a common prefix, and their builder.
 
 A family is an object that is registered by its name, ``fastrl.register("environments", "lake",
 LAKES)``; fastrl's own are in `fastrl.envs.families`.
@@ -32,34 +32,34 @@ Vector = VectorEnv[Any, Any, Any]
 class Family:
     """All environments whose ids have a common prefix.
 
-    A subclass has a prefix and `build`, and overrides the rest where it differs. Instances travel
-    to workers by cloudpickle and are loaded with `fastrl.envs`, so they import the implementation
-    of the environments when the first one is built.
+    A subclass has a prefix and `build`, and overrides other attributes if needed. Instances are
+    sent to workers by cloudpickle and are loaded with `fastrl.envs`, so they import the
+    implementation of the environments when the first one is built.
 
     Attributes:
-        prefix: The beginning of its ids. That of a plug-in's family is the name under which it is
-            registered, and ``/`` or ``:``.
+        prefix: Beginning of its ids. The prefix of a plug-in's family is its registered name,
+            followed by ``/`` or ``:``.
         build: Builds environments by the contract of factories in `fastrl.envs.env_factory`.
-            Called with the id without the prefix and ``env.kwargs``, and with those of
+            Called with the id without the prefix and ``env.kwargs``, and with those parameters of
             ``num_envs``, ``seeds``, ``max_episode_steps``, ``randomize``, ``action_bounds`` and,
-            for ``sampler.kind: device``, ``device`` that it names.
+            for ``sampler.kind: device``, ``device`` that it has.
         batched: Whether `build` returns n environments that are stepped together. Then `make_vec`
             steps them on its backend ``native``.
         single: Builds one gymnasium environment, to record and for other backends of `make_vec`.
-            Called with the name, and with ``max_episode_steps`` and ``randomize`` where they are
-            configured. None where there are no single environments.
-        package: The optional package that they need, or empty.
-        extra: The extra of fastrl that installs it.
+            Called with the name, and with ``max_episode_steps`` and ``randomize`` if they are
+            configured. None if there are no single environments.
+        package: Optional package that they need, or empty.
+        extra: Extra of fastrl that installs the package.
         aliases: Other names of ids that gymnasium knows.
         factories: Import paths of factories, each with the name of its argument that is an id.
         tensors: Import paths of `TensorEnv` classes by name, for ``sampler.kind: device``.
         compiled: Import path of the class that steps such an environment by a compiled loop, or
             empty.
-        autoreset_modes: Those that `vector` supports.
-        shares_threads: Whether `vector` shares a step among ``num_threads`` by itself; else
-            processes share the environments.
-        sharing_pays: Whether a batch is always shared among all cores. False where its steps may
-            be too short for that and it is built quickly: `make_vec` then tries both.
+        autoreset_modes: Autoreset modes that `vector` supports.
+        shares_threads: Whether `vector` divides a step among ``num_threads`` threads; otherwise
+            environments are divided among processes.
+        sharing_pays: Whether a batch is always divided among all cores. False if its steps may
+            be too short and it is built quickly: then `make_vec` tries both.
         singles_take_more: Whether single environments take arguments that the batch does not.
     """
 
@@ -79,15 +79,15 @@ class Family:
     singles_take_more: bool = False
 
     def names(self) -> Sequence[str]:
-        """Return the names that `build` knows; empty where only `build` knows them."""
+        """Return the names that `build` accepts; empty if they are unknown."""
         return ()
 
     def name_of(self, env_id: str) -> str | None:
-        """Return the name that `build` takes for an id; None for ids of other families."""
+        """Return the name of an id for `build`; None for ids of other families."""
         return env_id.removeprefix(self.prefix) if env_id.startswith(self.prefix) else None
 
     def factory(self, name: str) -> Callable[..., Any]:
-        """Return `build` for one name, with the attribute ``single`` where there are single ones.
+        """Return `build` for one name, with the attribute ``single`` if there are single ones.
 
         Raises:
             EnvError: There is no such environment.
@@ -103,10 +103,10 @@ class Family:
         return build  # type: ignore[no-any-return]
 
     def register(self) -> None:
-        """Register ids with gymnasium, unless they are; called when `fastrl.envs` is imported."""
+        """Register ids with gymnasium, unless registered; called when `fastrl.envs` is imported."""
 
     def import_ids(self, env_id: str) -> None:
-        """Import the package that registers an id with gymnasium; an empty id means all of them."""
+        """Import the package that registers an id with gymnasium; an empty id means all ids."""
 
     def imported(self, needed_by: str) -> ModuleType:
         """Import the optional package.
@@ -128,7 +128,7 @@ class Family:
         return env_id if self.batched and self.name_of(env_id) is not None else None
 
     def stands_for(self, env_id: str, kwargs: Mapping[str, Any], mode: AutoresetMode) -> bool:
-        """Return whether the batch equals single environments of an id, to the last bit."""
+        """Return whether the batch equals single environments of an id, bit for bit."""
         return False
 
     def vector(
@@ -145,8 +145,8 @@ class Family:
             name: The id without the prefix.
             num_envs: Number of environments.
             each: Arguments in which they differ: by name, one value for each.
-            **kwargs: Arguments of all; ``autoreset_mode`` where there are several, and
-                ``num_threads`` where the batch shares its work among threads.
+            **kwargs: Arguments of all environments; ``autoreset_mode`` if there are several, and
+                ``num_threads`` if the batch divides its work among threads.
         """
         built = self.factory(name)(num_envs=num_envs, **kwargs, **arrays(each))
         if isinstance(built, DeviceEnv):
@@ -154,34 +154,34 @@ class Family:
         return built if isinstance(built, VectorEnv) else BatchedVectorEnv(built)
 
     def seeds(self, seeds: list[int]) -> Any:
-        """Return one seed for each environment as ``reset`` of `vector` takes them."""
+        """Return one seed for each environment in the form for ``reset`` of `vector`."""
         return seeds
 
     def infos_of_single(
         self, vector: Vector, terminated: NDArray[np.bool_], ended: NDArray[np.bool_], start: int
     ) -> Columns:
-        """Return the infos of a step as those of single environments that it `stands_for`.
+        """Return the infos of a step in the form of single environments; see `stands_for`.
 
         Args:
-            vector: From `vector`, after a step.
-            terminated: ``[n]``: whose episode terminated.
-            ended: ``[n]``: whose episode is done, and the next one began.
+            vector: Result of `vector`, after a step.
+            terminated: ``[n]``: True if the episode terminated.
+            ended: ``[n]``: True if the episode is done, and the next one began.
             start: Index of the first environment.
 
         Raises:
-            NotImplementedError: The family does not stand for single environments.
+            NotImplementedError: The family does not replace single environments.
         """
         raise NotImplementedError(f"{type(self).__name__} does not replace single environments")
 
     def single_like_batch(
         self, env_id: str, kwargs: Mapping[str, Any]
     ) -> tuple[str | Callable[..., Any], Mapping[str, Any]]:
-        """Return a factory of single environments that observe like the batch, and its kwargs."""
+        """Return a factory of single environments with the batch's observations, and its kwargs."""
         return env_id, kwargs
 
 
 def arrays(each: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
-    """Return arguments in which environments differ as arrays, one row for each environment."""
+    """Return individual arguments of environments as arrays, one row for each environment."""
     return {name: np.array(values) for name, values in each.items()}
 
 
@@ -193,7 +193,7 @@ def own_families() -> tuple[Family, ...]:
 
 
 def family_of(env_id: object) -> Family | None:
-    """Return the family that builds an id; None where gymnasium or a factory builds it.
+    """Return the family that builds an id; None if gymnasium or a factory builds it.
 
     Raises:
         ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
@@ -240,7 +240,7 @@ def _first(env_id: object, fits: Callable[[Family, str], bool]) -> Family | None
     for family in own_families():
         if fits(family, env_id):
             return family
-    # Ids of a plug-in begin with its name, so only that plug-in is imported.
+    # Ids of a plug-in begin with its name, so only this plug-in is imported.
     name, *rest = re.split("[/:]", env_id, maxsplit=1)
     if not rest or "." in name or name not in plugin_families():
         return None

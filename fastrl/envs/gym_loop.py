@@ -1,8 +1,8 @@
-"""n single gymnasium environments behind `BatchedEnv`: the loop that makes any environment run.
+"""The loop that steps n single gymnasium environments behind `BatchedEnv`.
 
-Python code here runs once per environment, so the loop does only what each environment needs:
-actions, observations, rewards and flags are converted in whole batches, and time limits are
-deadlines, which one comparison per batch checks.
+Python code in the loop runs once per environment, so it does only what each one needs:
+actions, observations, rewards and flags are converted in whole batches, and one comparison per
+batch checks time limits.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ Env = gymnasium.Env[Any, Any]
 
 
 class StepLoop(ABC):
-    """Steps gymnasium environments one after the other, in this thread.
+    """Steps gymnasium environments in turn, in this thread.
 
-    `GymLoop` and `fastrl.vector.groups.EnvGroup` define what follows the end of an episode, and set
+    `GymLoop` and `fastrl.vector.groups.EnvGroup` define the end of an episode, and set
     ``_writer``.
 
     Args:
         envs: Environments, which nothing else may step.
         spec: Their spaces.
-        name: Of these environments, for messages.
+        name: Name of these environments, for messages.
         time_limits: Steps after which this loop truncates an episode of each environment; None
-            leaves its time limit to the environment. By default all are left to them.
+            lets the environment do so. By default all environments do.
         first: Index of the first environment.
         at: Element 0 is always the index of the environment that is being stepped or reset.
         different: Whether the bounds of observations may differ.
 
     Raises:
-        EnvError: An environment has other spaces, or is in use already; names it by index.
+        EnvError: An environment has other spaces, or is already in use; the error names its index.
         SpaceError: A space is unsupported.
     """
 
@@ -83,11 +83,11 @@ class StepLoop(ABC):
         """Step every environment once; return their infos.
 
         Args:
-            actions: One for each.
-            views: Where observations, rewards and flags are written.
+            actions: One action for each environment.
+            views: Arrays of observations, rewards and flags, written.
         """
-        # After a step of a simulator the caches hold little of what follows, so that each call of a
-        # Python function costs a microsecond or two: hence few of them.
+        # After a step of a simulator the caches contain little of this code, so each call of a
+        # Python function takes a microsecond or two; so there are few of them.
         steps, at, clock = self._steps, self._at, self._clock
         if self._over:
             steps = [self._next_step(index) for index in range(len(steps))]
@@ -120,7 +120,7 @@ class StepLoop(ABC):
         return infos
 
     def _failed(self, error: BaseException, action: Any) -> None:  # noqa: B027
-        """Raise another error in place of one that a step has raised, if that says more."""
+        """Raise a better error for an error of a step, if there is one."""
 
     @abstractmethod
     def _end(
@@ -131,13 +131,13 @@ class StepLoop(ABC):
         infos: list[Any],
         views: StepViews,
     ) -> None:
-        """End an episode: set its flags, and begin the next one or remember to."""
+        """End an episode: set its flags, and begin the next one or mark that it must begin."""
 
     def _write(self, observations: list[Any], views: StepViews) -> None:
         self._writer.write_all(observations, views.observation)
 
     def _next_step(self, index: int) -> Callable[[Any], Any]:
-        """Return what steps an environment; one of `_over` is reset or rejected instead."""
+        """Return the function that steps an environment; one of `_over` is reset or rejected."""
         return self._steps[index]
 
     def _write_rewards(
@@ -145,13 +145,13 @@ class StepLoop(ABC):
     ) -> None:
         try:
             row[:] = rewards
-            # The cheapest check for NaN, to which NumPy also converts None.
+            # The fastest check for NaN, to which NumPy also converts None.
             if row.dot(row) >= 0:
                 return
         except (TypeError, ValueError, OverflowError, RuntimeError):
-            # Arrays of one number, perhaps, or tensors that need a gradient.
+            # They may be arrays of one number, or tensors that need a gradient.
             pass
-        # NaN itself is stored: the caller decides what to do with it.
+        # NaN is stored, and the caller decides about it.
         for index, reward in enumerate(rewards):
             self._at[0] = self._first + start + index
             row[index] = number_of(reward, self._at[0])
@@ -174,17 +174,18 @@ class GymLoop(StepLoop):
         action_bounds: ActionBounds = "clip",
         begun: NDArray[np.int64] | None = None,
     ) -> None:
-        """Take over ``envs``, which are closed by `close`.
+        """Own ``envs``, which `close` closes.
 
         Args:
             envs: Environments with the spaces of ``spec``, which nothing else may step.
             spec: Spaces and fields of each of them.
             time_limits: See `StepLoop`.
-            action_bounds: How actions are kept inside a bounded ``Box``.
-            begun: ``[1]`` int64, to which `reset` adds 1 for each environment that it has reset.
+            action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions.
+            begun: ``[1]`` int64, to which `reset` adds 1 for each environment.
 
         Raises:
-            EnvError: An environment has other spaces, or is in use already; names it by index.
+            EnvError: An environment has other spaces, or is already in use; the error names its
+                index.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self.spec = spec
@@ -207,7 +208,8 @@ class GymLoop(StepLoop):
         """Start an episode in every environment; see `BatchedEnv.reset`.
 
         Raises:
-            EnvError: An environment raised, or its observation does not fit; names it by index.
+            EnvError: An environment raised, or its observation is invalid; the error names its
+                index.
         """
         for index, seed in enumerate(seeds):
             self._writer.write_one(index, self._reset_env(index, int(seed)), observation)
@@ -217,7 +219,7 @@ class GymLoop(StepLoop):
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: An environment raised or broke its contract; names it by index.
+            EnvError: An environment raised or broke its contract; the error names its index.
         """
         self._step_all(self._split(views.action), views)
 
@@ -225,7 +227,7 @@ class GymLoop(StepLoop):
         """Return the states of all environments, their wrappers and their time limits.
 
         Raises:
-            StateError: One cannot be saved; names it by index.
+            StateError: An environment cannot be saved; the error names its index.
         """
         saved = []
         for index, env in enumerate(self._envs):
@@ -238,7 +240,7 @@ class GymLoop(StepLoop):
         """Restore such a state, after a reset.
 
         Raises:
-            StateError: It does not fit an environment; names it by index.
+            StateError: It does not belong to an environment; the error names its index.
         """
         for index, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
             with self._naming(f"env {index}"):
@@ -249,7 +251,8 @@ class GymLoop(StepLoop):
         """Make a call in every environment.
 
         Raises:
-            EnvError: One has no such method or attribute, or raised; names it by index.
+            EnvError: An environment has no such method or attribute, or raised; the error names its
+                index.
         """
         for index, env in enumerate(self._envs):
             call.make(env, f"env {index} of '{self.spec.id}'")
@@ -271,14 +274,14 @@ class GymLoop(StepLoop):
 
     @contextmanager
     def _naming(self, who: str) -> Iterator[None]:
-        """Let errors of states name the environment."""
+        """Add the environment to errors of states."""
         try:
             yield
         except StateError as error:
             raise StateError(f"{who} of '{self.spec.id}': {error}") from error
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
-        """Write the values that the specification names; NaN where this episode has none."""
+        """Write the values that the specification names; NaN if this episode has none."""
         for column, name in enumerate(self.spec.episode_info):
             found: Any = info
             for part in name.split("/"):
@@ -302,7 +305,7 @@ class GymLoop(StepLoop):
         """Store the values and the last observation of an episode, and start the next one."""
         if views.episode_info is not None:
             self._note_figures(index, infos[index], views.episode_info[index])
-        # Written before the reset: the environment may reuse the array it returned.
+        # Written before the reset, as the environment may reuse the array that it returned.
         self._writer.write_one(index, observations[index], views.final_observation)
         (views.terminated if flags[0] else views.truncated)[index] = True
         observations[index] = self._reset_env(index, None)
@@ -310,7 +313,7 @@ class GymLoop(StepLoop):
     def _reset_env(
         self, index: int, seed: int | None, reset: Callable[..., Any] | None = None
     ) -> Any:
-        """Begin an episode by ``reset``, by default that of the environment."""
+        """Begin an episode by ``reset``, by default the environment's."""
         self._resetting[0] = 1
         try:
             observation, _ = (reset or self._envs[index].reset)(seed=seed)
@@ -330,21 +333,21 @@ class GymLoop(StepLoop):
 
 
 NEVER = 2**62
-"""The limit of an environment without one."""
+"""Time limit of an environment without one."""
 
 
 class EpisodeClock:
     """Counts steps of some environments against their time limits.
 
     A step of all of them costs one addition and one comparison until the first episode is due; an
-    array of counters would cost as much as a cheap environment.
+    array of counters would take as long as a fast environment.
 
     Args:
         limits: Steps after which each environment's episode is truncated; None for no limit.
 
     Attributes:
         now: Steps of all environments; a caller that steps them all adds one.
-        next_due: No episode is due before ``now`` is this.
+        next_due: No episode is due before ``now`` has this value.
     """
 
     def __init__(self, limits: Sequence[int | None]) -> None:
@@ -360,11 +363,11 @@ class EpisodeClock:
     def restart(self, index: int) -> None:
         """Begin an environment's episode."""
         self._begun[index] = self.now
-        # A bound that is too early costs one check. Limits may differ, so this one may be earlier.
+        # An early bound costs only one check. Limits may differ, so this one may be earlier.
         self.next_due = min(self.next_due, self.now + self._limits[index])
 
     def elapsed(self, index: int) -> int:
-        """Return how many steps an environment's episode has had."""
+        """Return the number of steps of an environment's episode so far."""
         return self.now - self._begun[index]
 
     def advance_one(self, index: int) -> None:
@@ -373,7 +376,7 @@ class EpisodeClock:
         self.next_due = min(self.next_due, self._begun[index] + self._limits[index])
 
     def resume(self, elapsed: Sequence[int]) -> None:
-        """Continue episodes that have had these numbers of steps."""
+        """Continue episodes with these numbers of steps so far."""
         self._begun = [self.now - int(steps) for steps in elapsed]
         self._settle()
 

@@ -1,10 +1,10 @@
-"""Any third-party `gymnasium.vector.VectorEnv` behind `BatchedEnv`, in every autoreset mode.
+"""Any `gymnasium.vector.VectorEnv` of others behind `BatchedEnv`, in every autoreset mode.
 
 `BatchedEnv` resets in the step in which an episode ends. A vector environment in mode SAME_STEP
-does so itself. In mode DISABLED the sub-environments that are done are reset here, at once, by
+does so itself. In mode DISABLED the sub-environments that are done are reset here, immediately, by
 ``reset(options={"reset_mask": mask})``. Mode NEXT_STEP would use the following step for the reset
 and ignore its action, which is not a transition. Either the sub-environments that are done are
-stepped alone, which EnvPool can do, or they are reset by mask, where ``reset`` documents the mask.
+stepped alone, which EnvPool can do, or they are reset by mask, if ``reset`` documents the mask.
 Otherwise all must end at once, and that step is made here and dropped. In each case a
 sub-environment continues its own random stream, and its transitions are those of the single
 environment.
@@ -71,18 +71,18 @@ class GymVector:
         action_bounds: ActionBounds = "clip",
         rebuild: Rebuild | None = None,
     ) -> None:
-        """Take over ``env``, which is closed by `close`.
+        """Own ``env``, which `close` closes.
 
         Args:
             env: The vector environment.
             spec: Spaces and fields of each of its sub-environments.
-            action_bounds: How actions are kept inside a bounded ``Box``.
+            action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions.
             rebuild: Builds the vector environment again from one seed per sub-environment, for
-                those that are seeded only at construction, such as EnvPool's.
+                those that can be seeded only at construction, such as EnvPool's.
 
         Raises:
             EnvError: ``env`` has no autoreset mode, flags lost lives in a mode that overwrites
-                their last observations, or is in use already.
+                their last observations, or is already in use.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self.spec = spec
@@ -100,7 +100,7 @@ class GymVector:
         self._masks: VectorMasks | None = None
         self._space = spec.observation_space
         if spec.mask_source in ("info", "method"):
-            # The mask is the last leaf of the specification, and not observed.
+            # The mask is the last leaf of the specification, which is not observed.
             self._masks = VectorMasks(spec.mask_source, spec.action_space, self.num_envs)
             self._space = env.single_observation_space
         self._everyone = np.ones(self.num_envs, np.bool_)
@@ -109,10 +109,10 @@ class GymVector:
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every sub-environment; see `BatchedEnv.reset`.
 
-        A vector environment that takes a single seed gets the first of ``seeds``.
+        A vector environment that takes a single seed is given the first of ``seeds``.
 
         Raises:
-            EnvError: The vector environment raised, or its observation does not fit.
+            EnvError: The vector environment raised, or its observation is invalid.
         """
         env = self._open()
         try:
@@ -167,7 +167,7 @@ class GymVector:
         """Return the state of the vector environment and of its wrappers.
 
         Raises:
-            StateError: It cannot be saved.
+            StateError: The state cannot be saved.
         """
         return layers_state(self._open())
 
@@ -175,12 +175,12 @@ class GymVector:
         """Restore such a state, after a reset.
 
         Raises:
-            StateError: It does not fit.
+            StateError: The state belongs to another environment.
         """
         load_layers_state(self._open(), state)
 
     def make_call(self, call: EnvCall) -> None:
-        """Make a call in every sub-environment, or in what has the name and steps all of them.
+        """Make a call in every sub-environment, or in an object with that name that steps all.
 
         Raises:
             EnvError: None of them has such a method or attribute, or one raised.
@@ -224,7 +224,7 @@ class GymVector:
         self._write(observation, infos, rows, self._everyone)
 
     def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
-        """Reset the ended sub-environments and write their observations, and only theirs."""
+        """Reset the ended sub-environments, and write only their observations."""
         env = self._open()
         if not self._resets_some:
             raise self._inseparable("its reset does not document options['reset_mask']")
@@ -317,10 +317,10 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any], name: str) -> AutoresetMode:
 
 
 class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
-    """EnvPool, which steps on the environments that a reset selects by mask.
+    """EnvPool, where a masked reset makes one more step of the selected environments.
 
     EnvPool can step some of its environments alone. A step after the end of an episode continues
-    the same game where only a life was lost; a reset would always begin a new game.
+    the same game if only a life was lost; a reset would always begin a new game.
     """
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -332,7 +332,7 @@ class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset all environments, or step on those of ``options["reset_mask"]``."""
+        """Reset all environments, or step those of ``options["reset_mask"]`` once."""
         if not options or "reset_mask" not in options:
             return super().reset(seed=seed, options=options)
         ids = np.flatnonzero(options["reset_mask"])
@@ -386,10 +386,10 @@ def _names_reset_mask(reset: Any) -> bool:
 
 
 def _flags_lost_lives(env: VectorEnv[Any, Any, Any], mode: AutoresetMode, name: str) -> bool:
-    """Return whether the loss of a life ends an episode, and the game goes on without a reset.
+    """Return whether the loss of a life ends an episode, but the game continues without a reset.
 
     Raises:
-        EnvError: It does, and overwrites the last observations of these episodes.
+        EnvError: It does, but the last observations of these episodes are overwritten.
     """
     kwargs = getattr(env.unwrapped.spec, "kwargs", None) or {}
     is_ale = type(env.unwrapped).__name__ == _ALE
@@ -415,7 +415,7 @@ def _reset_some(
 ) -> tuple[Any, dict[str, Any]]:
     """Reset the sub-environments of ``ended``; return observations of these or of all, and infos.
 
-    The infos are those beneath `known_wrapper`.
+    The infos are those inside of `known_wrapper`.
     """
     if isinstance(env, CartPoleVectorEnv):
         return _reset_some_cartpoles(env, ended), {}
@@ -430,7 +430,7 @@ def _reset_some(
 
 
 def _reset_some_cartpoles(env: CartPoleVectorEnv, ended: NDArray[np.bool_]) -> NDArray[np.float32]:
-    # Gymnasium's vectorised CartPole knows no mask; this is what its next step would do.
+    # Gymnasium's vectorised CartPole has no mask; this is the reset of its next step.
     if env.state is None:
         raise EnvError("CartPoleVectorEnv was stepped before its first reset")
     size = (4, int(ended.sum()))
@@ -441,17 +441,17 @@ def _reset_some_cartpoles(env: CartPoleVectorEnv, ended: NDArray[np.bool_]) -> N
 
 
 Wrapped = Callable[[Any, Any, NDArray[np.bool_]], Any]
-"""``(wrapper, observation, ended)``: from the observation beneath a wrapper to that of the wrapper.
+"""``(wrapper, observation, ended)``: from the observation inside a wrapper to that of the wrapper.
 
-Observations are of all environments, or of those that ``ended`` only.
+Observations are of all environments, or only of those that ``ended``.
 """
 
 
 def known_wrapper(env: VectorWrapper[Any, Any, Any, Any, Any]) -> Wrapped | None:
-    """Return what a wrapper does in a reset of some environments, None if it must be reset itself.
+    """Return a wrapper's function for a reset of some environments; None to reset it itself.
 
     Some of gymnasium's wrappers reject such a reset or, like `NormalizeReward`, drop their values
-    of all environments. So the environment beneath them is reset, and here each wrapper's
+    of all environments. So the environment inside is reset, and here each wrapper's
     transformation is applied to the new observations and its values of these environments are
     reset. Other wrappers that override ``reset`` are passed ``options["reset_mask"]``.
     """
@@ -462,12 +462,12 @@ def check_wrapper(wrapper: Any, env: Any, name: str) -> None:
     """Check that a wrapper and an environment are both of single or both of vector environments.
 
     Args:
-        wrapper: A class, or anything else, which is accepted.
+        wrapper: A wrapper class; anything else is accepted.
         env: The environment.
-        name: Its id.
+        name: Id of the environment.
 
     Raises:
-        EnvError: One is of single environments, and the other of vector environments.
+        EnvError: One is for single environments, and the other for vector environments.
     """
     while isinstance(wrapper, functools.partial):
         wrapper = wrapper.func
@@ -498,14 +498,14 @@ def _forgetting_returns(env: Any, observation: Any, ended: NDArray[np.bool_]) ->
 def _transformed(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:
     if not isinstance(observation, np.ndarray) or len(observation) == len(ended):
         return env.observations(observation)
-    # These wrappers need observations of all: any serves for those whose episodes continue.
+    # These wrappers need observations of all; any value will do for episodes that continue.
     places = np.zeros(len(ended), np.intp)
     places[ended] = np.arange(len(observation))
     return env.observations(observation[places])[ended]
 
 
 def _normalized(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:
-    """Return normalised observations; only the new ones change the statistics."""
+    """Return normalised observations; only new ones change the statistics."""
     if len(observation) != len(ended):
         return env.observations(observation)
     updates, env.update_running_mean = env.update_running_mean, False

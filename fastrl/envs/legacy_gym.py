@@ -1,7 +1,7 @@
-"""Environments written for gym, the predecessor of gymnasium, up to version 0.26.
+"""Adapts environments written for gym up to 0.26, the predecessor of gymnasium.
 
-Everything is recognised by its shape, so gym need not be installed: an old environment is any
-object with ``reset``, ``step`` and the two spaces, and a class of gym's is known by its name.
+Old environments are recognised by their attributes, so gym need not be installed: it is any
+object with ``reset``, ``step`` and the two spaces, and gym's classes are recognised by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
 
     Both protocols are understood, also mixed: ``reset`` returning an observation (gym 0.21) or
     a pair with ``info`` (0.26), ``step`` returning four values or five. Of four, ``done`` is a
-    truncation where ``info["TimeLimit.truncated"]`` says so, and a termination otherwise.
+    truncation if ``info["TimeLimit.truncated"]`` is set, and a termination otherwise.
 
     Attributes of the old environment and of its wrappers, private ones as well, can be read here
     from this adapter; `set_wrapper_attr` sets them on the object that has them.
@@ -39,7 +39,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
     def __init__(self, env: Any, render_mode: str | None = None) -> None:
         """Wrap ``env`` and convert its spaces.
 
-        ``render_mode`` is for environments that take it in ``render(mode)``.
+        ``render_mode`` is for environments with ``render(mode)``.
 
         Raises:
             SpaceError: A space is of a kind that gymnasium does not have.
@@ -59,7 +59,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         if isinstance(getattr(old, "id", None), str):
             limit = getattr(old, "max_episode_steps", None) or self.time_limit
             self.spec = GymnasiumSpec(old.id, max_episode_steps=limit)
-        # The outermost layer that passes a seed down to the environment itself.
+        # The outermost layer that passes a seed to the environment itself.
         self._seeded: Any = next(
             (each for each in self._layers if _all_take(_layers(each), "seed")), None
         )
@@ -72,7 +72,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         return min((limit for limit in limits if limit is not None), default=None)
 
     def limit_time(self, steps: int) -> None:
-        """Give this time limit to all of the old environment's wrappers that have one."""
+        """Set this time limit in all of the old environment's wrappers that have one."""
         for each in self._time_limits():
             each._max_episode_steps = steps
         if self.spec is not None:
@@ -121,19 +121,19 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
             return self.env.render()
 
     def close(self) -> None:
-        """Close the old environment, where it can be closed."""
+        """Close the old environment, if it can be closed."""
         with OLD_NUMPY:
             if callable(getattr(self.env, "close", None)):
                 self.env.close()
 
     @property
     def unwrapped(self) -> gymnasium.Env[Any, Any]:
-        """This adapter: nothing beneath it is a gymnasium environment."""
+        """This adapter, as no object inside is a gymnasium environment."""
         return self
 
     @property
     def np_random(self) -> Any:
-        """The random stream of the old environment, or a new one where it has none."""
+        """The random stream of the old environment, or a new one if it has none."""
         found = getattr(self.env, "np_random", None)
         return super().np_random if found is None else found
 
@@ -142,7 +142,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         self.env.np_random = value
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the old environment, or of whichever wrapper has it.
+        """Return an attribute of the old environment, or of the wrapper that has it.
 
         Raises:
             AttributeError: None has it.
@@ -156,7 +156,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
-        """Set an attribute of the old environment, or of whichever wrapper has it."""
+        """Set an attribute of the old environment, or of the wrapper that has it."""
         if name in self.__dict__ or hasattr(type(self), name):
             setattr(self, name, value)
             return True
@@ -167,7 +167,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         return True
 
     def _reset(self, seed: int, arguments: dict[str, Any]) -> Any:
-        """Reset with a seed, in the way of seeding that the environment has."""
+        """Reset with a seed, by the environment's way of seeding."""
         old_way = callable(getattr(self.env, "seed", None))
         if old_way and not self._names_seed:
             self.env.seed(seed)
@@ -193,7 +193,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
     def _is_pair(self, result: Any) -> bool:
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             return False
-        # An observation may look the same.
+        # An observation may have the same form.
         space = self.observation_space
         return not (isinstance(space, spaces.Tuple) and space.contains(result))
 
@@ -214,9 +214,9 @@ def is_legacy_env(env: object) -> bool:
 def build_legacy(
     create: Callable[..., Any], kwargs: Mapping[str, Any], max_episode_steps: int | None = None
 ) -> Any:
-    """Build an environment and adapt it where it is an old one; return any other as it is.
+    """Build an environment; adapt an old one, and return any other unchanged.
 
-    Gym's own time limit, order enforcer and checker are taken off the outside: the time limit
+    Gym's own outer time limit, order enforcer and checker are removed: the time limit
     becomes gymnasium's, which ``max_episode_steps`` changes, and nothing is checked in every step.
     An old environment that does not take ``render_mode`` is built without it, and drawn by
     ``render(mode)``.
@@ -246,8 +246,8 @@ def _adapted(env: Any, render_mode: str | None, limit: int | None) -> gymnasium.
 def wrapped_by(wrap: Callable[[Any], Any], env: Any) -> Any:
     """Apply a wrapper to an environment; old gym's wrappers wrap the old environment itself.
 
-    A function is called with the adapted environment, and where it raises, as old gym's wrappers do
-    when they find gymnasium's spaces, with the old one.
+    A function is called with the adapted environment, and if it raises, as old gym's wrappers do
+    for gymnasium's spaces, with the old one.
     """
     limit = env._max_episode_steps if type(env) is TimeLimit else None
     adapter = env if limit is None else env.env
@@ -335,7 +335,7 @@ def _all_take(layers: Iterable[Any], name: str) -> bool:
 
 
 def _metadata(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata under gymnasium's names as well."""
+    """Return metadata with gymnasium's names added."""
     names = {"render.modes": "render_modes", "video.frames_per_second": "render_fps"}
     return {names[name]: value for name, value in old.items() if name in names} | dict(old)
 
@@ -389,7 +389,7 @@ _REMOVED: Mapping[str, Any] = {
 
 
 class _OldNumpy(threading.local):
-    """Provides the names that NumPy 2 removed, for the thread that is inside of the context.
+    """Provides the names that NumPy 2 removed to the thread inside of the context.
 
     Gym 0.26 itself uses ``np.bool8`` in its checker and ``np.float_`` in its Acrobot. The context
     may be nested.
@@ -410,7 +410,7 @@ OLD_NUMPY = _OldNumpy()
 
 @cache
 def _extend_numpy() -> None:
-    """Let NumPy's lookup of missing attributes find the removed names; it keeps its own errors."""
+    """Add the removed names to NumPy's lookup of missing attributes; other errors stay."""
     missing = vars(np)["__getattr__"]
 
     def look_up(name: str) -> Any:

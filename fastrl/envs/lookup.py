@@ -72,7 +72,7 @@ def check_call(named: Mapping[Any, Any], key: str) -> None:
     """Check that a mapping is one of ``path`` and ``kwargs``.
 
     Raises:
-        EnvError: It is another one.
+        EnvError: It has other keys.
     """
     path, kwargs = named.get("path"), named.get("kwargs", {})
     is_called = isinstance(path, str) or callable(path)
@@ -84,11 +84,11 @@ def check_call(named: Mapping[Any, Any], key: str) -> None:
 
 
 def of_script(path: Any) -> Any:
-    """Return the callable that a path names in the running script; anything else unchanged.
+    """Return the callable of a path into the running script; anything else unchanged.
 
     Such paths are ``__main__:make``, or ``train:make`` in ``train.py``. Objects of the script
-    travel to workers by value; importing them there would run the script, and start workers, again.
-    In a mapping of ``path`` and ``kwargs`` the path is replaced.
+    are sent to workers by value; importing them there would run the script, and start workers,
+    again. In a mapping of ``path`` and ``kwargs`` the path is replaced.
     """
     if isinstance(path, Mapping):
         return {**path, "path": of_script(path.get("path"))}
@@ -102,9 +102,9 @@ def of_script(path: Any) -> Any:
 
 
 def factory(path: str, key: str) -> Callable[..., Any] | None:
-    """Return the callable at ``module:name``, or None where the module has no such callable.
+    """Return the callable at ``module:name``, or None if the module has no such callable.
 
-    Gymnasium writes ids in the same way: the module is imported to register ``name``.
+    Ids of gymnasium have the same form: then the module is imported to register ``name``.
 
     Raises:
         EnvError: The module cannot be imported, or the callable is Python's own.
@@ -120,7 +120,7 @@ def registered_spec(path: str) -> GymnasiumSpec:
     """Return the registered specification of ``Id``, or of ``module:Id``, which is imported.
 
     Raises:
-        EnvError: The id is unknown; names the nearest one, or the extra that is missing.
+        EnvError: The id is unknown; the error names the nearest one, or the missing extra.
     """
     module_name, _, name = path.rpartition(":")
     if module_name:
@@ -150,7 +150,7 @@ def takes_argument(
 
     Args:
         function: The function.
-        name: Of the argument.
+        name: Name of the argument.
         by_any_name: Whether ``**kwargs`` count.
         unknown: The result for functions whose signature cannot be read.
     """
@@ -184,7 +184,7 @@ def _import(name: str, where: str) -> ModuleType:
 
 
 def _registered_by(package: str) -> list[str]:
-    """Return the ids of the environments that live in a package."""
+    """Return the ids of the environments in a package."""
     found = []
     for name, spec in gymnasium.registry.items():
         entry_point = spec.entry_point or spec.vector_entry_point

@@ -18,14 +18,14 @@ _OPENS = 0.5
 
 
 class MaskedBandit(gymnasium.Env[Any, Any]):
-    """A bandit that says which arm pays 1, while most of the others are invalid.
+    """A bandit that observes the arm with a reward of 1, while most other arms are invalid.
 
-    In each step another arm pays, and other arms are invalid. The method `action_masks` says which
-    are valid; the arm that pays always is. An invalid arm pays nothing.
+    In each step another arm is rewarded, and other arms are invalid. The method `action_masks`
+    returns the valid ones, which include the rewarded arm. An invalid arm has no reward.
 
     Args:
         arms: Number of actions.
-        invalid: How many of them are invalid in each step.
+        invalid: Number of invalid actions in each step.
         render_mode: None, as nothing is drawn.
     """
 
@@ -52,15 +52,15 @@ class MaskedBandit(gymnasium.Env[Any, Any]):
         return self._drawn(), paid, False, False, {}
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which arms are valid now, ``[arms]`` bool."""
+        """Return the mask of valid arms, ``[arms]`` bool."""
         return self._valid.copy()
 
     def get_state(self) -> State:
-        """Return the present step; see `fastrl.envs.state`."""
+        """Return the current step; see `fastrl.envs.state`."""
         return {"paying": self._paying, "valid": self._valid}
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned."""
+        """Restore a state of `get_state`."""
         self._paying, self._valid = int(state["paying"]), state["valid"].astype(np.bool_)
 
     def _drawn(self) -> int:
@@ -72,16 +72,16 @@ class MaskedBandit(gymnasium.Env[Any, Any]):
 
 
 class MaskedTMaze(gymnasium.Env[Any, Any]):
-    """A corridor with doors, at whose end the turn is right that a sign showed at its beginning.
+    """A corridor with doors. A sign at its beginning shows the right turn at its end.
 
     Observations are ``{"observation": [sign, end], "action_mask": …}``: ``sign`` is -1 for left or
     1 for right in the first observation of an episode and 0 later, ``end`` is 1 at the end of the
     corridor. Of the actions forward, wait, left and right, the mask allows the turns at the end,
-    forward at an open door, and else to wait: nothing else tells whether a door is open. The right
-    turn pays 1 and the wrong one -1. An invalid action changes nothing and costs 0.1.
+    forward at an open door, and else to wait: only the mask shows whether a door is open. The right
+    turn has a reward of 1, the wrong one -1. An invalid action changes nothing and costs 0.1.
 
     Args:
-        length: Doors of the corridor.
+        length: Number of doors of the corridor.
         render_mode: None, as nothing is drawn.
     """
 
@@ -119,11 +119,11 @@ class MaskedTMaze(gymnasium.Env[Any, Any]):
         return self._seen(), 0.0, False, False, {}
 
     def get_state(self) -> State:
-        """Return the present step; see `fastrl.envs.state`."""
+        """Return the current step; see `fastrl.envs.state`."""
         return {"sign": self._sign, "place": self._place, "is_open": self._is_open}
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned."""
+        """Restore a state of `get_state`."""
         self._sign, self._place = int(state["sign"]), int(state["place"])
         self._is_open = bool(state["is_open"])
 

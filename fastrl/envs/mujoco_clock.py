@@ -1,4 +1,4 @@
-"""Stops MuJoCo from reading the clock some twenty times per step.
+"""Stops MuJoCo from reading the clock about twenty times per step.
 
 Its Python bindings install a timer that fills ``mjData.timer``, which is rarely read: on a
 virtual machine it takes 10 to 16 % of a step of HalfCheetah.
@@ -27,7 +27,7 @@ def stop_timers() -> None:
 def untimed(call: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
     """Return a function that leaves ``mjData.timer`` unfilled while ``call`` runs.
 
-    It is ``call`` itself where MuJoCo is not loaded. Timers of other threads are off meanwhile.
+    It is ``call`` itself if MuJoCo is not loaded. Timers of other threads are off meanwhile.
     """
     hook = _timer_hook()
     if hook is None:
@@ -38,14 +38,14 @@ def untimed(call: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
         try:
             return call(argument)
         finally:
-            if timer:  # else another thread has it, and puts it back
+            if timer:  # else another thread has removed it, and restores it
                 hook.value = timer
 
     return untimed_call
 
 
 def mujoco_library() -> ctypes.CDLL | None:
-    """Return the library that the mujoco package has loaded, None where it is not in sight."""
+    """Return the library that the mujoco package has loaded, None if it is not found."""
     return _loaded()[0] if "mujoco" in sys.modules else None
 
 

@@ -39,7 +39,7 @@ class Distribution:
 
     Attributes:
         kind: ``uniform``, ``log_uniform``, ``normal``, ``choice`` or ``constant``.
-        values: The two numbers; of ``choice`` all values; of ``constant`` the one.
+        values: The two numbers; all values of ``choice``; the one of ``constant``.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Distribution:
 
     @property
     def ends(self) -> tuple[Numbers, ...]:
-        """The least and the greatest value, element by element; empty where there are none."""
+        """The least and the greatest value, element by element; empty if there are none."""
         if self.kind == "choice":
             return np.min(self.values, axis=0), np.max(self.values, axis=0)
         return () if self.kind == "normal" else self.values
@@ -78,7 +78,7 @@ def distribution(specification: object, where: str) -> Distribution:
         where: Key of the configuration, such as ``env.randomize.length``.
 
     Raises:
-        EnvError: It is unknown, or its numbers do not fit.
+        EnvError: It is unknown, or its numbers are invalid.
     """
     if not isinstance(specification, Mapping) or len(specification) != 1:
         raise EnvError(
@@ -103,7 +103,7 @@ def numbers(value: object, where: str) -> Numbers:
     """Return finite numbers as an array.
 
     Raises:
-        EnvError: They are something else.
+        EnvError: ``value`` is not finite numbers.
     """
     try:
         found = np.asarray(value, dtype=np.float64)

@@ -1,8 +1,8 @@
-"""Observations with the previous action and reward, from which a policy with a memory learns more.
+"""Adds the previous action and reward to observations, for policies with a memory.
 
 An observation becomes ``{"observation": …, "previous_action": …, "previous_reward": …}``; a
 ``Dict`` gets two more keys. ``previous_action`` is one float32 vector of all leaves of the action
-as the environment accepted it, after clipping or squashing: `ActionVector` says how.
+as the environment accepted it, after clipping or squashing; see `ActionVector`.
 ``previous_reward`` is ``[1]`` float32. Both are zeros in the first observation of an episode.
 """
 
@@ -30,7 +30,7 @@ ACTION, REWARD = "previous_action", "previous_reward"
 
 
 class ActionVector:
-    """Actions as vectors: one-hot for each discrete choice, the numbers of others, all joined.
+    """Actions as vectors: one-hot discrete choices and the numbers of other leaves, joined.
 
     Attributes:
         size: Length of a vector, k.
@@ -44,7 +44,7 @@ class ActionVector:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self._space = space
-        # Of each leaf the first column, and of discrete leaves the column of each first choice.
+        # The first column of each leaf, and for discrete leaves the column of each first choice.
         self._columns: list[tuple[slice, NDArray[np.int64] | None]] = []
         self.size = 0
         for leaf in leaves(space).values():
@@ -78,7 +78,7 @@ def with_previous(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> 
     """Return the space of observations with the previous action and reward.
 
     Raises:
-        EnvError: The observation is a ``Dict`` that has such a key already.
+        EnvError: The observation is a ``Dict`` with one of these keys.
     """
     own = list(space.items()) if isinstance(space, spaces.Dict) else [("observation", space)]
     for key, _ in own:
@@ -88,19 +88,19 @@ def with_previous(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> 
             )
     sizes = {ACTION: ActionVector(action_space).size, REWARD: 1}
     new = [(key, spaces.Box(-np.inf, np.inf, (size,))) for key, size in sizes.items()]
-    # Pairs keep their order, where a mapping would be sorted.
+    # Pairs keep their order; a mapping would be sorted.
     return spaces.Dict([*own, *new])
 
 
 def spec_with_previous(spec: EnvSpec) -> EnvSpec:
-    """Return the spec of an environment with the previous action and reward; see there."""
+    """Return the spec of an environment with the previous action and reward; see this module."""
     return replace(spec, observation_space=with_previous(spec.observation_space, spec.action_space))
 
 
 class BatchWithPrevious:
     """A `BatchedEnv` whose observations have the previous action and reward.
 
-    It has no state of its own: all it adds is in the observations.
+    It has no state, as all it adds is in the observations.
 
     Attributes:
         spec: Spaces and fields of each environment.
@@ -108,7 +108,7 @@ class BatchWithPrevious:
 
     Args:
         env: The batch, which is closed by `close`.
-        bounds: How ``env`` keeps actions inside a bounded ``Box``.
+        bounds: ``clip`` or ``squash``: the conversion of bounded ``Box`` actions by ``env``.
     """
 
     def __init__(self, env: BatchedEnv, bounds: ActionBounds = "clip") -> None:
@@ -124,7 +124,7 @@ class BatchWithPrevious:
 
     @property
     def tell_resets(self) -> Any:
-        """See `GymLoop.tell_resets`; absent where the batch has none."""
+        """See `GymLoop.tell_resets`; absent if the batch has none."""
         return self._env.tell_resets  # type: ignore[attr-defined]
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
@@ -155,7 +155,7 @@ class BatchWithPrevious:
         return state_of(self._env)
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned."""
+        """Restore a state of `get_state`."""
         load_state(self._env, state)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Observations of single environments, written into rows of the shared table."""
+"""Writes observations of single environments into rows of the shared table."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastrl.errors import EnvError
 from fastrl.spaces import at_path, flattener, leaves
 
 _MISFITS = (TypeError, ValueError, KeyError, IndexError, RuntimeError)
-"""RuntimeError is that of tensors that need a gradient."""
+"""RuntimeError is raised by tensors that need a gradient."""
 
 
 class _Cast(NamedTuple):
-    """How values of a leaf become those of rows.
+    """The conversion of a leaf's values to rows.
 
     Attributes:
-        limit: Dtype that integers must fit.
-        casting: What NumPy may do without a check.
+        limit: Dtype into which integers must fit.
+        casting: NumPy's casting that needs no check.
         is_bits: Whether integers become bool.
-        is_wider: Whether rows hold more than ``limit``.
+        is_wider: Whether rows have a larger range than ``limit``.
     """
 
     limit: np.dtype[Any]
@@ -35,7 +35,7 @@ class _Cast(NamedTuple):
 
 
 class ObservationWriter:
-    """Writes observations of one space into rows, and rejects those that do not fit."""
+    """Writes observations of one space into rows, and rejects invalid ones."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ObservationWriter:
         """Prepare for observations of ``space``.
 
         Args:
-            space: Of one environment.
+            space: Observation space of one environment.
             first: Index of the environment of row 0, for messages.
             at: Element 0 is the index of the environment whose observation was checked last, for
                 callers that explain errors.
@@ -68,11 +68,11 @@ class ObservationWriter:
 
         Args:
             observations: n observations of the space.
-            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype, which
+            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype, into which
                 integers must fit.
 
         Raises:
-            EnvError: An observation does not fit; names the environment's index.
+            EnvError: An observation is invalid; the error names the environment's index.
         """
         try:
             if not self._nested:
@@ -82,7 +82,7 @@ class ObservationWriter:
             for number, (column, array) in enumerate(zip(columns, rows, strict=True)):
                 self._write_column(number, column, array)
         except _MISFITS:
-            # One at a time finds the environment at fault; lists are accepted.
+            # One at a time, to find the environment at fault; lists are accepted.
             for index, observation in enumerate(observations):
                 self.write_one(index, observation, rows)
 
@@ -90,7 +90,7 @@ class ObservationWriter:
         """Write the observation of environment ``index`` into row ``index``.
 
         Raises:
-            EnvError: The observation does not fit; names the index.
+            EnvError: The observation is invalid; the error names the index.
         """
         self._at[0] = self._first + index
         if not self._nested:
@@ -112,13 +112,13 @@ class ObservationWriter:
         """Return a leaf of several environments' observations, after a check of its numbers.
 
         Args:
-            number: Of the leaf, in the order of the space.
+            number: Number of the leaf, in the order of the space.
             found: ``[k, *shape]``.
-            dtype: Of the rows that it is written into.
-            indices: Of the k environments.
+            dtype: Dtype of the rows into which it is written.
+            indices: Indices of the k environments.
 
         Raises:
-            EnvError: A number does not fit the dtype; names the environment's index.
+            EnvError: A number does not fit into the dtype; the error names the environment's index.
         """
         limit = self._limit(number, dtype)
         if found.dtype == limit:
@@ -154,7 +154,7 @@ class ObservationWriter:
         if array.ndim == 1 or not array.flags.c_contiguous:
             _copy_rows(array, cast, values)
             return
-        # One call for all rows costs half as much as one per row. It would accept wrong heights
+        # One call for all rows takes half the time of one per row. It would accept wrong heights
         # whose sum is right, hence the set.
         if set(map(len, values)) != {array.shape[1]}:
             raise ValueError
@@ -174,7 +174,7 @@ class ObservationWriter:
         _copy_fitting(array, cast.limit, np.asarray(values))
 
     def _cast(self, number: int, dtype: np.dtype[Any]) -> _Cast:
-        """Return how a leaf is written into rows of a dtype, and keep it."""
+        """Return the conversion of a leaf to rows of a dtype, and cache it."""
         limit = self._limit(number, dtype)
         found = self._casts[number, dtype] = _Cast(
             limit=limit,
@@ -187,7 +187,7 @@ class ObservationWriter:
         return found
 
     def _limit(self, number: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """Return the dtype that integers of a leaf must fit: its own, if rows hold all of that."""
+        """Return the dtype for integers of a leaf: its own, if rows can hold that."""
         own = self._dtypes[number]
         if own == dtype or own.kind == "f":
             return dtype
@@ -202,7 +202,7 @@ class ObservationWriter:
 
 
 def beyond(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_] | None:
-    """Return which integers of ``found`` another dtype cannot hold, None if it holds all.
+    """Return flags of the integers that do not fit into another dtype; None if all fit.
 
     A cast would wrap them around; cast to bool, all numbers but 0 would become true.
     """
@@ -219,7 +219,7 @@ def number_of(reward: Any, index: int) -> float:
     """Return a reward, which may be an array of one number, as a number.
 
     Raises:
-        EnvError: It is not a number; names the environment ``index``.
+        EnvError: It is not a number; the error names the environment ``index``.
     """
     try:
         return float(np.asarray(reward).item())

@@ -1,4 +1,4 @@
-"""Spare environments: they are reset in the background while the others are stepped."""
+"""Spare environments, which are reset in the background while the others are stepped."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.spec import EnvSpec
 
 _CLOSE_S = 2.0
-"""How long `SpareLoop.close` waits for resets that are under way."""
+"""Seconds for which `SpareLoop.close` waits for running resets."""
 
 
 @dataclass
 class _Spare:
-    """A spare environment, and the reset that a thread makes in it.
+    """A spare environment, and its reset in a thread.
 
     Attributes:
         env: The environment.
-        limit: Its time limit in steps, None where it has none.
-        seed: Of the reset.
-        outcome: What the reset returns or raises; None before the first one.
+        limit: Its time limit in steps, or None.
+        seed: Seed of the reset.
+        outcome: Result or error of the reset; None before the first one.
     """
 
     env: Env
@@ -45,21 +45,21 @@ class _Spare:
     outcome: Future[Any] | None = None
 
     def begin(self, seed: int | None) -> None:
-        """Start a reset, after the one that is under way."""
+        """Start a reset, after a running one."""
         self.failure()
         self.seed, self.outcome = seed, Future()
-        # A thread of its own: the resets of several environments may all wait at once.
+        # A separate thread, as the resets of several environments may all wait at once.
         reset = threading.Thread(
             target=_reset, args=(self.env, seed, self.outcome), name="fastrl-reset", daemon=True
         )
         reset.start()
 
     def failure(self) -> BaseException | None:
-        """Wait for the reset, if there is one, and return what it has raised."""
+        """Wait for the reset, if there is one, and return its error, if any."""
         return None if self.outcome is None else self.outcome.exception()
 
     def begun(self, seed: int | None = None) -> Any:
-        """Wait for the reset; return or raise what it has. Stands for ``env.reset``."""
+        """Wait for the reset; return its result or raise its error, like ``env.reset``."""
         assert self.outcome is not None
         return self.outcome.result()
 
@@ -67,7 +67,7 @@ class _Spare:
 def _reset(env: Env, seed: int | None, outcome: Future[Any]) -> None:
     try:
         outcome.set_result(env.reset(seed=seed))
-    except BaseException as error:  # it belongs to the step that takes the environment
+    except BaseException as error:  # raised in the step that uses the environment
         outcome.set_exception(error)
 
 
@@ -75,12 +75,12 @@ class SpareLoop(GymLoop):
     """A `GymLoop` whose environments are reset ahead of time.
 
     An environment whose episode ends is reset in a thread and becomes the last spare one. The first
-    spare one takes its place, after a wait if its reset is not done. So the order depends on when
-    episodes end and not on how long resets take: the same seeds give the same data, and episodes
+    spare one takes its place, after a wait if its reset is not done. So the order depends only on
+    the ends of episodes, not on the time of resets: the same seeds give the same data, and episodes
     that begin quickly are not favoured. Each environment continues its random streams from episode
-    to episode, in whichever place it is.
+    to episode, in any place.
 
-    Calls (`make_call`) reach spare environments, too, and their episodes begin anew after it.
+    Calls (`make_call`) are also made in spare environments, whose episodes then begin again.
 
     Attributes:
         spec: Spaces and fields of each environment.
@@ -97,18 +97,18 @@ class SpareLoop(GymLoop):
         action_bounds: ActionBounds = "clip",
         begun: NDArray[np.int64] | None = None,
     ) -> None:
-        """Take over ``envs``, which are closed by `close`.
+        """Own ``envs``, which `close` closes.
 
         Args:
             envs: See `GymLoop`; those after the first ``num_envs`` are spare ones.
             spec: Spaces and fields of each of them.
-            num_envs: How many are stepped.
+            num_envs: Number of environments that are stepped.
             time_limits: Steps after which episodes of each are truncated; None for no limit.
             action_bounds: See `GymLoop`.
             begun: See `GymLoop`; spare environments are not counted.
 
         Raises:
-            EnvError: An environment has other spaces, or is in use already; names it.
+            EnvError: An environment has other spaces, or is already in use; the error names it.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self._limits = list(time_limits[:num_envs])
@@ -136,14 +136,14 @@ class SpareLoop(GymLoop):
         super().reset(seeds, observation)
 
     def make_call(self, call: EnvCall) -> None:
-        """Make a call in every environment; waits for resets that are under way.
+        """Make a call in every environment, after running resets.
 
         Raises:
-            EnvError: One has no such method or attribute, or raised; names it.
+            EnvError: An environment has no such method or attribute, or raised; the error names it.
         """
         super().make_call(call)
         for number, spare in enumerate(self._spares):
-            # What a reset has raised is raised where the environment takes a place.
+            # An error of a reset is raised when its environment is used.
             if spare.failure() is None:
                 call.make(spare.env, self._name(number))
                 self._is_stale = spare.outcome is not None
@@ -152,7 +152,7 @@ class SpareLoop(GymLoop):
         """Return the states of all environments, spare ones with their first observations.
 
         Raises:
-            StateError: One cannot be saved; names it.
+            StateError: An environment cannot be saved; the error names it.
         """
         self._renew()
         saved = []
@@ -166,10 +166,10 @@ class SpareLoop(GymLoop):
         return {**super().get_state(), "spares": saved, "limits": self._limits}
 
     def set_state(self, state: State) -> None:
-        """Restore such a state, after a reset; of another number of spares, as many as there are.
+        """Restore such a state, after a reset; with another number of spares, as many as exist.
 
         Raises:
-            StateError: It does not fit an environment; names it.
+            StateError: It does not belong to an environment; the error names it.
         """
         super().set_state(state)
         self._resetting[0] = 1
@@ -191,8 +191,8 @@ class SpareLoop(GymLoop):
     def close(self) -> None:
         """Close all environments; safe to call twice.
 
-        Those that are being reset are closed at the end of their reset, also where that is later
-        than the end of this method, which waits for two seconds at most.
+        Environments that are being reset are closed at the end of their reset, also if that is
+        after the end of this method, which waits for at most two seconds.
         """
         spares, self._spares = self._spares, deque()
         _, late = wait([each.outcome for each in spares if each.outcome], _CLOSE_S)
@@ -207,7 +207,7 @@ class SpareLoop(GymLoop):
         return f"spare env {number} of '{self.spec.id}'"
 
     def _renew(self) -> None:
-        """Begin the episodes of spare environments anew if they may depend on later calls."""
+        """Begin new episodes in spare environments if calls were made since their resets."""
         if self._is_stale:
             self._is_stale = False
             for spare in self._spares:
@@ -219,7 +219,7 @@ class SpareLoop(GymLoop):
         return super()._step_all(actions, views)
 
     def _write(self, observations: list[Any], views: StepViews) -> None:
-        # Only now that all whose episodes have ended are being reset, side by side.
+        # Only after the resets of all ended environments have started, side by side.
         for index in self._ended:
             observations[index] = self._replace(index)
         self._ended.clear()

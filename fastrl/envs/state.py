@@ -1,4 +1,4 @@
-"""States of environments, saved as bytes that cannot run code, and restored.
+"""Saves the states of environments as bytes that cannot run code, and restores them.
 
 An environment, a wrapper or a batch saves itself by two methods::
 
@@ -7,9 +7,9 @@ An environment, a wrapper or a batch saves itself by two methods::
 
 Plain data are None, numbers, text, bytes, arrays of NumPy, tensors, generators of random numbers
 (``numpy.random.Generator`` and ``RandomState``, ``random.Random``, ``torch.Generator``), and lists,
-tuples, dicts and deques of these. A wrapper's methods save the wrapper alone: fastrl saves each
-layer, and ``np_random``. Wrappers without the methods are saved by their attributes where that is
-certain: gymnasium's own, and others that keep only numbers and text. Gymnasium's environments of
+tuples, dicts and deques of these. A wrapper's methods save only the wrapper: fastrl saves each
+layer, and ``np_random``. Wrappers without the methods are saved by their attributes if that is
+safe: gymnasium's own, and others that keep only numbers and text. Gymnasium's environments of
 classic control and toy text need no methods.
 """
 
@@ -46,7 +46,7 @@ _DEEPEST = 100
 _SAVED_KINDS = "biuf"
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 _UNKEPT = ("env", "_cached_spec", "_metadata", "_saved_kwargs", "spec")
-"""Attributes of wrappers that are built alike, or saved as a layer of their own."""
+"""Attributes of wrappers that are rebuilt, or saved as a separate layer."""
 _CONSTANT = (
     spaces.Space,
     GymnasiumSpec,
@@ -74,18 +74,18 @@ _KNOWN: dict[str, tuple[str, ...]] = {
     "toy_text.frozen_lake:FrozenLakeEnv": ("s", "lastaction"),
     "toy_text.taxi:TaxiEnv": ("s", "lastaction", "fickle_step"),
 }
-"""Attributes that hold the episodes of gymnasium's environments, without pictures."""
+"""Attributes with the episodes of gymnasium's environments, without pictures."""
 
 
 class StateError(EnvError):
-    """The state of an environment cannot be saved, or does not fit the environment."""
+    """The state of an environment cannot be saved, or belongs to another environment."""
 
 
 def pack(state: State) -> bytes:
     """Return a state as bytes, in the format of safetensors.
 
     Raises:
-        StateError: It holds something that is not plain data; the message says where.
+        StateError: It contains something that is not plain data; the error says where.
     """
     arrays: dict[str, NDArray[Any]] = {}
     tree = _described(state, "", 0, arrays)
@@ -98,16 +98,16 @@ def pack(state: State) -> bytes:
 
 
 def unpack(content: bytes) -> State:
-    """Return the state that `pack` made these bytes of; arrays are new and writable.
+    """Return the state in the bytes of `pack`; arrays are new and writable.
 
     Raises:
-        StateError: The bytes are others.
+        StateError: The bytes are not from `pack`.
     """
     try:
         arrays = safetensors.numpy.load(content)
         tree = json.loads(arrays[_TREE].tobytes())
         return _read(tree, arrays)
-    except Exception as error:  # readers of foreign bytes fail in any way there is
+    except Exception as error:  # readers of foreign bytes may raise anything
         raise StateError(f"the state is damaged: {cause(error)}") from None
 
 
@@ -221,7 +221,7 @@ _GENERATORS: dict[str, tuple[type, Callable[[Any], State], Callable[[Any], Any]]
     "random": (random.Random, random.Random.getstate, _python_random),
     "torch": (torch.Generator, torch.Generator.get_state, _torch_generator),
 }
-"""By name: the type, what returns the state of one, and what makes one of its state."""
+"""By name: the type, a function to its state, and a function from its state."""
 
 
 def saves(env: object) -> bool:
@@ -240,7 +240,7 @@ def _type_saves(cls: Hashable) -> bool:
 
 
 def _needs(method: Any, count: int) -> bool:
-    """Return whether a method can be called with so many arguments, and not with fewer."""
+    """Return whether a method can be called with ``count`` arguments, and not with fewer."""
 
     def takes(number: int) -> bool:
         try:
@@ -256,7 +256,7 @@ def state_of(env: Any) -> State:
     """Return the state of an environment, a wrapper or a batch that has the two methods.
 
     Raises:
-        StateError: It has not, or its ``get_state`` raised.
+        StateError: It lacks them, or its ``get_state`` raised.
     """
     with _blaming(env, "get_state"):
         return env.get_state()
@@ -266,7 +266,7 @@ def load_state(env: Any, state: State) -> None:
     """Restore the state of an environment, a wrapper or a batch that has the two methods.
 
     Raises:
-        StateError: It has not, or its ``set_state`` raised.
+        StateError: It lacks them, or its ``set_state`` raised.
     """
     with _blaming(env, "set_state"):
         env.set_state(state)
@@ -288,7 +288,7 @@ def layers_state(env: Any) -> State:
     """Return the state of a single or vector environment of gymnasium and of all its wrappers.
 
     Raises:
-        StateError: A layer cannot be saved; names it.
+        StateError: A layer cannot be saved; the error names it.
     """
     layers = list(_layers(env))
     return {
@@ -299,18 +299,18 @@ def layers_state(env: Any) -> State:
 
 
 def load_layers_state(env: Any, state: State) -> None:
-    """Bring an environment and all its wrappers, built alike and reset, into a state.
+    """Restore a state in an equal environment and its wrappers, after a reset.
 
     Raises:
-        StateError: The state is another environment's, or a ``set_state`` raised.
+        StateError: The state belongs to another environment, or a ``set_state`` raised.
     """
     layers = list(_layers(env))
     names, found = [_name(layer) for layer in layers], [name for name, _ in state["layers"]]
     if names != found:
-        raise StateError(f"the state is of {' of '.join(found)}, this is {' of '.join(names)}")
+        raise StateError(f"the state belongs to {' of '.join(found)}, this is {' of '.join(names)}")
     base, saved = layers[-1], state["np_random"]
     if isinstance(saved, np.random.Generator) and isinstance(base._np_random, np.random.Generator):
-        # In place: the environment may have given it away.
+        # In place, as the environment may have shared it.
         base._np_random.bit_generator.state = saved.bit_generator.state
     else:
         base._np_random = saved
@@ -326,7 +326,7 @@ def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[
     """Return the array ``name`` of a state, which must have the shape and dtype of ``like``.
 
     Raises:
-        StateError: It is missing, or another.
+        StateError: It is missing, or has another shape or dtype.
     """
     found = state.get(name) if isinstance(state, Mapping) else None
     if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (like.shape, like.dtype):
@@ -372,9 +372,9 @@ def _is_known(part: Any) -> bool:
 
 
 def _attributes(layer: Any) -> dict[str, State]:
-    """Return the attributes of a wrapper, or of what belongs to it, that may have changed.
+    """Return the attributes of a wrapper, or of an object in it, that may have changed.
 
-    Of unknown wrappers only numbers and text are safe: other objects may share an array or a list.
+    For unknown wrappers only numbers and text are safe, as objects may share an array or a list.
     """
     found: dict[str, State] = {}
     is_known = _is_known(layer)

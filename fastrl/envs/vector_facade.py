@@ -1,7 +1,7 @@
-"""Any `BatchedEnv` behind gymnasium's interfaces, and checks of vector environments' arguments.
+"""Any `BatchedEnv` behind gymnasium's interfaces for vector and single environments.
 
-In autoreset mode SAME_STEP ``infos`` holds ``final_obs`` and the mask ``_final_obs``, as that of
-`gymnasium.vector.SyncVectorEnv` does.
+In autoreset mode SAME_STEP ``infos`` has ``final_obs`` and the mask ``_final_obs``, like that of
+`gymnasium.vector.SyncVectorEnv`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Painter(Protocol):
         """Return the picture ``[height, width, 3]`` of one environment."""
 
     def close(self) -> None:
-        """Free what drawing took."""
+        """Free the resources of drawing."""
 
 
 class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
@@ -70,20 +70,20 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         final_objects: bool = True,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take over ``batched``, which is closed by `close`.
+        """Own ``batched``, which `close` closes.
 
         Args:
             batched: The environments.
             copy: Return copies of the observations; else views that the next step overwrites.
             exact: Keep observations in the dtypes of their spaces, rewards in float64, and actions
-                in float64 where they are given so; else observations are as in the shared table
+                in float64 if they are passed so; else observations are as in the shared table
                 (float64 becomes float32), rewards float32, and actions in the dtype of their space.
-                By default what ``batched.exact`` says, False where it lacks that.
-            info: Return what ``batched.info()`` knows of each step, arrays ``[n]`` by name.
+                By default ``batched.exact``, or False if it lacks that.
+            info: Return ``batched.info()`` of each step, arrays ``[n]`` by name.
             autoreset_mode: Whether the next episode begins in the step that ends one, or in the
                 next step, whose action is then ignored. The latter needs ``batched.advance``.
-            seed: Of the first `reset` without a seed; None for a random one.
-            render_mode: ``rgb_array``, or None where nothing is drawn.
+            seed: Seed of the first `reset` without a seed; None for a random one.
+            render_mode: ``rgb_array``, or None if nothing is drawn.
             painter: Called once before the first picture; without one, pictures are the
                 observations.
             final_objects: Whether ``infos["final_obs"]`` is an array of objects; else it is an
@@ -92,7 +92,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
         Raises:
             ArgumentError: The render mode is unknown.
-            EnvError: ``info`` was asked for and the environments have none, or the autoreset mode
+            EnvError: ``info`` is requested but not available, or the autoreset mode
                 is not supported.
         """
         spec = batched.spec
@@ -133,14 +133,14 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         Args:
             seed: One for each environment, or the first of consecutive ones; None continues the
                 random stream of each environment.
-            options: ``reset_mask``, ``[n]`` bool, selects the environments to reset, where
-                ``batched.restart`` can do that. Others are passed to ``batched.beginning``.
+            options: ``reset_mask``, ``[n]`` bool, selects the environments to reset, if
+                ``batched.restart`` supports that. Others are passed to ``batched.beginning``.
 
         Raises:
-            ArgumentError: There is not one seed per environment, the mask does not fit, or only
+            ArgumentError: There is not one seed per environment, the mask is invalid, or only
                 some environments are selected before the first reset of all. Or ``batched`` takes
                 no options, or resets all environments together.
-            EnvError: An option is unknown or does not fit.
+            EnvError: An option is unknown or invalid.
         """
         self.reset_rows(self._views.observation, seed, options)
         return self._observation(), {}
@@ -155,7 +155,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             actions: A sample of ``action_space``.
 
         Raises:
-            ArgumentError: They are of another shape or kind; no environment was stepped.
+            ArgumentError: The actions have another shape or kind; no environment was stepped.
         """
         action = self._stored_actions(actions, self.num_envs)
         views = self._views
@@ -167,7 +167,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Return one picture ``[height, width, 3]`` per environment, None without a render mode.
 
         Raises:
-            EnvError: What drawing needs is missing.
+            EnvError: A package or file for drawing is missing.
         """
         if self.render_mode is None:
             return None
@@ -178,7 +178,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         return tuple(self._painter.picture(index) for index in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Free what drawing took, and close the environments."""
+        """Free the resources of drawing, and close the environments."""
         painter, self._painter = self._painter, None
         if painter is not None:
             painter.close()
@@ -187,7 +187,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     def bound(self, views: StepViews) -> StepViews:
         """Return views for `step_rows`: the arrays of ``views``, and some of this object.
 
-        These are for final observations, and for rewards where ``batched`` writes only float32.
+        These are for final observations, and for rewards if ``batched`` writes only float32.
         """
         reward: Any = views.reward if self._exact else np.zeros(self.num_envs, np.float32)
         return replace(views, reward=reward, final_observation=self._final_rows)
@@ -226,7 +226,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
         if given and begin is None:
-            raise ArgumentError(f"options: '{self.batched.spec.id}' takes none, got {[*given]}")
+            raise ArgumentError(f"'{self.batched.spec.id}' takes no options, got {[*given]}")
         if not (self._resets_some or chosen.all()):
             raise ArgumentError(
                 f"options['reset_mask']: '{self.batched.spec.id}' resets all environments together"
@@ -262,7 +262,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         return tuple(stored_leaves(space, self._leaves, actions, num_envs, keep_float64=exact))
 
     def _seeds(self, seed: Seeds) -> list[int]:
-        """Return one seed per environment, and seed the stream that later ones are drawn from."""
+        """Return one seed per environment, and seed the stream of later seeds."""
         if seed is None:
             return cast(
                 "list[int]", self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
@@ -324,8 +324,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 class SingleBatchedEnv(gymnasium.Env[Any, Any]):
     """A batch of one as a `gymnasium.Env`, to evaluate and to record.
 
-    An episode that is done is followed by the next one in `reset`. ``info`` holds what
-    ``batched.info()`` knows of the step, where the batch has that.
+    After the end of an episode, `reset` begins the next one. ``info`` contains
+    ``batched.info()`` of the step, if the batch has that method.
 
     Attributes:
         batched: The batch.
@@ -341,14 +341,14 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         painter: Callable[[], Painter],
         fps: int,
     ) -> None:
-        """Take over ``batched``, which is closed by `close`.
+        """Own ``batched``, which `close` closes.
 
         Args:
             batched: One environment, with ``restart``.
-            exact: Keep rewards, and actions that are given so, in float64; see `BatchedVectorEnv`.
-            render_mode: ``rgb_array``, or None where nothing is drawn.
+            exact: Keep rewards, and actions passed as float64, in float64; see `BatchedVectorEnv`.
+            render_mode: ``rgb_array``, or None if nothing is drawn.
             painter: Called once before the first picture.
-            fps: Frames that make a second.
+            fps: Frames per second.
 
         Raises:
             ArgumentError: The render mode is unknown.
@@ -360,7 +360,7 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         self._vector = BatchedVectorEnv(
             batched, exact=exact, render_mode=render_mode, painter=painter
         )
-        # Where the batch can, it waits at the end of an episode for `reset`.
+        # If the batch supports it, the next episode begins in `reset`.
         self._waits = hasattr(batched, "advance")
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
@@ -375,10 +375,10 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode: the first of a seed's random stream, or without a seed the next.
 
-        Options are ignored where the batch has no ``beginning``.
+        Options are ignored if the batch has no ``beginning``.
 
         Raises:
-            EnvError: An option is unknown or does not fit.
+            EnvError: An option is unknown or invalid.
         """
         super().reset(seed=seed)
         if seed is None and not self._seeded:
@@ -393,8 +393,8 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         """Step once; the last observation of an episode is that of its end.
 
         Raises:
-            ArgumentError: The action is not of the space's shape or kind.
-            EnvError: The environment was never reset, or the action is not one of its space.
+            ArgumentError: The action has another shape or kind than the space.
+            EnvError: The environment was never reset, or the action is not in its space.
         """
         stored = self._vector._stored_actions(action)
         self.action = tuple(each[None] for each in stored)
@@ -421,17 +421,17 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
     def render(self) -> Frame | None:
         """Return the picture ``[height, width, 3]``, None without a render mode.
 
-        Where the batch has no ``advance``, a picture after the end of an episode shows the
+        If the batch has no ``advance``, a picture after the end of an episode shows the
         beginning of the next one.
 
         Raises:
-            EnvError: What drawing needs is missing.
+            EnvError: A package or file for drawing is missing.
         """
         pictures = self._vector.render()
         return None if pictures is None else pictures[0]
 
     def close(self) -> None:
-        """Free what drawing took, and close the batch; safe to call twice."""
+        """Free the resources of drawing, and close the batch; safe to call twice."""
         self._vector.close()
 
     def _first_of(self, rows: Rows) -> Any:
@@ -443,9 +443,9 @@ def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def _stored(space: spaces.Space[Any], *, exact: bool) -> spaces.Space[Any]:
-    """Return the space of what is stored: float64 is halved, unless exactness is asked for."""
+    """Return the space of stored values: float64 becomes float32, unless ``exact``."""
     if isinstance(space, spaces.Dict):
-        # Pairs keep their order, where a mapping would be sorted.
+        # Pairs keep their order; a mapping would be sorted.
         return spaces.Dict([(key, _stored(each, exact=exact)) for key, each in space.items()])
     if isinstance(space, spaces.Tuple):
         return spaces.Tuple([_stored(each, exact=exact) for each in space.spaces])
@@ -484,7 +484,8 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
         num_envs: Number of environments.
 
     Raises:
-        ArgumentError: There is not one per environment, or one is not a whole number of at least 0.
+        ArgumentError: There is not one seed per environment, or a seed is not a whole number of at
+            least 0.
     """
     if seed is None:
         return [None] * num_envs
@@ -513,10 +514,10 @@ def checked_options(options: object) -> dict[str, Any] | None:
 def checked_mask(
     options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
 ) -> NDArray[np.bool_]:
-    """Remove ``reset_mask`` from the options of a reset and return it; by default all environments.
+    """Remove and return ``reset_mask`` of a reset's options; by default all environments.
 
     Args:
-        options: Of the reset.
+        options: Options of the reset.
         num_envs: Number of environments.
         was_reset: Whether all environments were reset before.
 

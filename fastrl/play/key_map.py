@@ -98,7 +98,7 @@ def key_map(env: gymnasium.Env[Any, Any], env_id: str, file: Path | None) -> Key
     if name not in _OWN:
         raise ConfigError(
             f"no keys are known for '{env_id}', whose actions are {env.action_space}: "
-            "write a YAML file such as 'left: 0', and name it with --keys"
+            "write a YAML file such as 'left: 0', and add --keys FILE"
         )
     return KeyMap(_OWN[name], env.action_space, f"'{env_id}'")
 

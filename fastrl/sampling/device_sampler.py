@@ -122,9 +122,9 @@ class DeviceSampler(CountingSampler):
     def set_state(self, state: State) -> None:
         """See `Sampler`."""
         if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
-            raise StateError("the state is of another kind of sampler")
+            raise StateError("the state belongs to another kind of sampler")
         if ("env" in state) != (self._stateful is not None):
-            raise StateError("the state is of another kind of environment")
+            raise StateError("the state belongs to another kind of environment")
         start = self._rollouts.start(self.topology.num_envs, self._generator(0))
         self._rollouts.at_state(start, state["tensors"])
         if self._stateful is not None:

@@ -119,7 +119,7 @@ class TableSampler(CountingSampler):
         carried = self._carried(0)
         names = ("rollouts", "layout", "workers", "seeded", "episodes", *carried)
         if not isinstance(state, dict) or set(names) - state.keys():
-            raise StateError("the state is of another kind of sampler")
+            raise StateError("the state belongs to another kind of sampler")
         if state["layout"] != self._layout:
             was, now = (_described(*each) for each in (state["layout"], self._layout))
             raise StateError(f"the state is of {was}; this run has {now}")

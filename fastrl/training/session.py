@@ -136,7 +136,7 @@ class TrainingSession:
             self._extensions = RunExtensions(config.model_copy(update={"callbacks": ()}))
             start = self._start = start and without_callbacks(start)
         if ranks.size > 1 and config.algorithm.own_sampler is not None:
-            raise ConfigError(f"algorithm.name: {config.algorithm.name} learns in one process")
+            raise ConfigError(f"algorithm.name: {config.algorithm.name} supports only one rank")
         self._own = own_part(config, ranks)
         plan = own_plan(make_plan(self._own), ranks)
         check_sources(config, plan)

@@ -221,7 +221,7 @@ def test_what_cannot_continue_says_so():
         sampler.collect()
         with pytest.raises(StateError, match=r"has no get_state\(\) and set_state\(state\)"):
             sampler.get_state()
-        with pytest.raises(StateError, match="of another kind of environment"):
+        with pytest.raises(StateError, match="another kind of environment"):
             sampler.set_state({"rollouts": 1, "tensors": []})
 
 
@@ -255,7 +255,7 @@ class Broken(Counting):
         ("shape", r"'counting': reward must be \[4\] on cpu, got \[4, 1\] on cpu"),
         ("kind", r"'counting' failed in step\(\): "),
         ("short", r"'counting' failed in step\(\): .*final_observation"),
-        ("number", "'counting' holds 5 environments, but 4 were requested"),
+        ("number", "'counting' has 5 environments, but 4 were requested"),
         ("actions", "'counting' must take one array of actions, got Dict"),
         ("device", "'counting' is on meta, but sampler.device is cpu; let its factory take"),
     ],

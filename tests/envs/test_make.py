@@ -218,7 +218,7 @@ def test_factory_of_vector_env_is_told_how_many():
 
 
 def test_vector_env_of_the_wrong_size_is_refused():
-    with pytest.raises(EnvError, match="holds 3 environments, but 2 were requested"):
+    with pytest.raises(EnvError, match="has 3 environments, but 2 were requested"):
         EnvFactory(f"{HERE}:make_fixed_vector").batched(2)
 
 

@@ -228,7 +228,7 @@ def test_state_of_another_environment_is_an_error():
     cart, car = EnvFactory("CartPole-v1").batched(1), EnvFactory("MountainCar-v0").batched(1)
     for env in (cart, car):
         env.reset([0], views_of(env).observation)
-    with pytest.raises(StateError, match="the state is of CartPoleEnv, this is MountainCarEnv"):
+    with pytest.raises(StateError, match="belongs to CartPoleEnv, this is MountainCarEnv"):
         load_state(car, state_of(cart))
     native, more = (EnvFactory("fastrl/CartPole-v1").batched(n) for n in (1, 2))
     with pytest.raises(StateError, match=r"'state' must be float32 \(4, 2\), got float32 \(4, 1\)"):

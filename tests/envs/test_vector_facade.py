@@ -120,7 +120,7 @@ def test_seeds_are_consecutive_or_given_one_by_one():
     ("reset", "message"),
     [
         ({"seed": [1]}, "seed: got 1 seeds for 2 environments"),
-        ({"seed": 1, "options": {"speed": 2}}, "takes none, got ['speed']"),
+        ({"seed": 1, "options": {"speed": 2}}, "takes no options, got ['speed']"),
     ],
 )
 def test_mistakes_in_a_reset_are_refused(reset, message):

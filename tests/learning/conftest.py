@@ -1,4 +1,4 @@
-"""Settings of this room's tests."""
+"""Settings of the tests in this directory."""
 
 from __future__ import annotations
 

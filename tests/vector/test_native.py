@@ -126,7 +126,7 @@ def test_list_of_different_environments_is_stepped_one_by_one():
     ("options", "message"),
     [
         ({"reset_mask": np.array([True, False])}, "resets all environments together"),
-        ({"speed": 2}, r"takes none, got \['speed'\]"),
+        ({"speed": 2}, r"takes no options, got \['speed'\]"),
     ],
 )
 def test_options_that_a_batch_does_not_take_leave_it_open(options, message):

@@ -55,20 +55,20 @@ class AcrobotParams(NamedTuple):
     center2: Parameter = 0.5  # distance of the second link's centre of mass from the joint in m
     inertia: Parameter = 1.0  # moment of inertia of either link in kg·m²
     dt: Parameter = 0.2  # time between two steps in s
-    torque: Parameter = 1.0  # what actions 0 and 2 apply, in N·m
+    torque: Parameter = 1.0  # torque of actions 0 and 2 in N·m
     max_velocity1: Parameter = _MAX_VELOCITY_1  # bound of ``velocity1`` in rad/s
     max_velocity2: Parameter = _MAX_VELOCITY_2  # bound of ``velocity2`` in rad/s
     # height of the free end above which the episode terminates, in links
     goal_height: Parameter = 1.0
-    reset_bound: Parameter = 0.1  # every quantity of the first state is uniform within ± this
-    reset_center: Parameter = 0.0  # what that is around
+    reset_bound: Parameter = 0.1  # first values are uniform within ± this
+    reset_center: Parameter = 0.0  # centre of the first values
     # 0 for the dynamics of the ``book``, 1 for those of the paper (``nips``)
     book_or_nips: Parameter = 0.0
     max_episode_steps: Parameter = 500  # time limit, int32
 
 
 class Acrobot(TensorEnv[AcrobotState, AcrobotParams]):
-    """``Acrobot-v1``. Actions 0, 1, 2 apply -1, 0, 1 N·m; every step but the last costs 1."""
+    """``Acrobot-v1``. Actions 0, 1, 2 apply -1, 0, 1 N·m; a step but the last has reward -1."""
 
     spec = EnvSpec("Acrobot-v1", spaces.Box(-_HIGH, _HIGH), spaces.Discrete(3), 500)
     state_type = AcrobotState

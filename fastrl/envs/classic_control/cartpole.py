@@ -45,17 +45,17 @@ class CartPoleParams(NamedTuple):
     # angle beyond which the episode terminates, in rad
     theta_threshold: Parameter = _THETA_THRESHOLD
     x_threshold: Parameter = _X_THRESHOLD  # position beyond which the episode terminates, in m
-    reset_bound: Parameter = 0.05  # every quantity of the first state is uniform within ± this
-    reset_center: Parameter = 0.0  # what that is around
+    reset_bound: Parameter = 0.05  # first values are uniform within ± this
+    reset_center: Parameter = 0.0  # centre of the first values
     # 0 for ``euler``; 1 for ``semi-implicit``, which moves by the velocities after the step
     kinematics_integrator: Parameter = 0.0
-    # 1 pays 0 for every step and -1 for the one that terminates
+    # with 1, rewards are 0, and -1 for the step that terminates
     sutton_barto_reward: Parameter = 0.0
     max_episode_steps: Parameter = 500  # time limit, int32
 
 
 class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
-    """``CartPole-v1``. Actions are 0 (push left) and 1 (push right); every step is worth 1."""
+    """``CartPole-v1``. Actions are 0 (push left) and 1 (push right); each step has reward 1."""
 
     spec = EnvSpec("CartPole-v1", spaces.Box(-_HIGH, _HIGH), spaces.Discrete(2), 500)
     state_type = CartPoleState

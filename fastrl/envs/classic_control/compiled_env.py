@@ -1,4 +1,4 @@
-"""The compiled loops behind the interface of the tensor programs, for the CPU."""
+"""Compiled loops behind the interface of the tensor programs, for the CPU."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ P = TypeVar("P", bound=Limited)
 
 
 class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
-    """A tensor environment whose `step` is one compiled loop; equal to rounding, and pure as well.
+    """A tensor environment whose `step` is one compiled loop; equal up to rounding, and also pure.
 
-    For n float32 environments on the CPU with one time limit; neither `torch.func.vmap`,
-    `torch.compile` nor gradients see through it.
+    For n float32 environments on the CPU with one time limit; `torch.func.vmap`,
+    `torch.compile` and gradients are not supported.
     """
 
     def __init__(self, env: TensorEnv[S, P]) -> None:
@@ -43,12 +43,12 @@ class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
     ) -> tuple[Any, S, Tensor, Tensor, Tensor, Info]:
         """See `TensorEnv.step`; the state has the batch axis, ``[n]``.
 
-        Action, noise and parameters have it as well, or are shared by all environments.
+        Action, noise and parameters have it, too, or are shared by all environments.
 
         Raises:
-            EnvError: A tensor is of another shape or dtype, on another device, or requires
+            EnvError: A tensor has another shape, dtype or device, or requires
                 gradients; or a discrete action is outside its space.
-            ConfigError: State or parameters are another environment's.
+            ConfigError: State or parameters belong to another environment.
         """
         batch = self._batch(state, noise, params)
         views = self._views(action, batch.time.size)
@@ -69,7 +69,7 @@ class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
             dtype = torch.int32 if quantity is time else torch.float32
             _require(f"state.{name}", quantity, dtype, (n,))
         for name, value in zip(self.params_type._fields, params, strict=True):  # type: ignore[attr-defined]
-            # The time limit is read as a number, so any kind of whole number will do.
+            # The time limit is read as a number, so any whole number is accepted.
             whole = name == "max_episode_steps" and isinstance(value, Tensor)
             _require(
                 f"params.{name}", value, value.dtype if whole else torch.float32, (), (1,), (n,)

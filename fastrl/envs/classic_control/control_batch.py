@@ -36,7 +36,7 @@ from fastrl.errors import EnvError
 from fastrl.registry import NAMESPACE
 
 _SAVED = ("state", "time", "noise", "params")
-"""Arrays of `EnvArrays` that change, the last one only where parameters are randomised."""
+"""Arrays of `EnvArrays` that change, the last one only if parameters are randomised."""
 LARGEST = 2**31 - 1
 """Greatest time limit in steps: time is kept as int32."""
 _PENDULUM = {"x_init": "reset_angle", "y_init": "reset_speed"}
@@ -45,18 +45,18 @@ _GREATEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Options:
-    """Options in which environments differ from gymnasium's.
+    """Options beyond those of gymnasium's environments.
 
     Attributes:
         params: Parameters by name: a number, or one for each environment, ``[n]``.
         max_episode_steps: Time limit in steps; None keeps the id's own.
-        action_bounds: How actions are kept inside a bounded ``Box`` before anything is computed
-            from them; None leaves that to the dynamics, as gymnasium's environments do.
+        action_bounds: ``clip`` or ``squash``: conversion of bounded ``Box`` actions before the
+            dynamics; None leaves actions unchanged, as in gymnasium.
         randomize: Distributions of parameters; see `fastrl.envs.tensor.randomize`.
-        expose_params: Observe ``{"observation": …, "params": …}``, where the latter are the
-            randomised parameters ``[R]``: they are recorded with the rollout, and a policy sees
-            them.
-        num_threads: Threads that step; one is right inside an env worker.
+        expose_params: Observe ``{"observation": …, "params": …}``, with the
+            randomised parameters ``[R]``, which are then stored in rollouts and observed by
+            policies.
+        num_threads: Number of threads that step; use one inside an env worker.
     """
 
     params: Mapping[str, Any] | None = None
@@ -70,20 +70,20 @@ class Options:
 class ClassicControlBatch:
     """n environments of one kind; a `BatchedEnv`.
 
-    What an environment does depends on its own seed and actions alone; see `new_streams`.
+    An environment depends only on its own seed and actions; see `new_streams`.
 
     Attributes:
         spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
-        randomized: Names of the parameters that are drawn anew for every episode.
-        started: Whether there are episodes to step.
+        randomized: Names of the parameters that are drawn for every episode.
+        started: Whether episodes have begun.
     """
 
     def __init__(self, name: str, num_envs: int, options: Options | None = None) -> None:
         """Create n environments of an id of gymnasium; `reset` starts their episodes.
 
         Raises:
-            EnvError: There is no such environment, or an option does not fit.
+            EnvError: There is no such environment, or an option is invalid.
             SpaceError: Actions cannot be squashed.
         """
         options = options or Options()
@@ -114,7 +114,7 @@ class ClassicControlBatch:
         self._batch = self._allocate(params)
         threads = min(options.num_threads, num_envs)
         ends = np.linspace(0, num_envs, threads + 1).astype(int).tolist()
-        # The environments that each thread steps: the first, and the one behind the last.
+        # The environments of each thread: the first, and the one after the last.
         self._ranges = list(pairwise(ends))
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.started = False
@@ -123,7 +123,7 @@ class ClassicControlBatch:
         """Start an episode in every environment; see `BatchedEnv.reset`.
 
         Raises:
-            EnvError: There is not one seed per environment, or the observations do not fit.
+            EnvError: There is not one seed per environment, or the observations have another shape.
         """
         self._shapes.check_seeds(seeds)
         self._shapes.check_restart(observation)
@@ -142,17 +142,17 @@ class ClassicControlBatch:
             self.restart(views.observation, views.terminated | views.truncated)
 
     def advance(self, views: StepViews, *, restart: bool) -> int:
-        """Step every environment once; return how many episodes ended.
+        """Step every environment once; return the number of episodes that ended.
 
         Args:
-            views: See `StepViews`. Where an episode ended and the next was not begun, the
+            views: See `StepViews`. If an episode ended and the next has not begun, the
                 observation is the final one.
-            restart: Begin the next episode where one is done, with the same parameters. Else call
+            restart: Begin the next episode if one is done, with the same parameters. Otherwise call
                 `restart`.
 
         Raises:
-            EnvError: The environments were never reset, the views do not fit, or a discrete action
-                is outside its space; no environment was stepped.
+            EnvError: The environments were never reset, the views have another shape, or a discrete
+                action is outside of its space; no environment was stepped.
         """
         if not self.started:
             raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
@@ -181,12 +181,12 @@ class ClassicControlBatch:
         """Begin the next episode, and write the first observations.
 
         Args:
-            observation: Per leaf ``[n, *shape]``; rows of other environments are left alone.
-            chosen: ``[n]`` bool: which environments; all by default.
-            seeds: One for each environment that is chosen: the first episode of its stream begins.
+            observation: Per leaf ``[n, *shape]``; rows of other environments do not change.
+            chosen: ``[n]`` bool: environments; all by default.
+            seeds: One for each chosen environment: the first episode of its stream begins.
 
         Raises:
-            EnvError: The arrays are of other shapes, or ``chosen`` is not of bool.
+            EnvError: The arrays have other shapes, or ``chosen`` is not bool.
         """
         if chosen is None:
             chosen = np.ones(self.num_envs, np.bool_)
@@ -203,7 +203,7 @@ class ClassicControlBatch:
         """Apply options of ``reset`` to episodes that begin in this context.
 
         Raises:
-            EnvError: An option is unknown or does not fit, or its parameter is randomised.
+            EnvError: An option is unknown or invalid, or its parameter is randomised.
         """
         if not options:
             yield
@@ -230,15 +230,15 @@ class ClassicControlBatch:
             self._pool.shutdown()
 
     def get_state(self) -> State:
-        """Return all that later steps depend on, by name; see `fastrl.envs.state`."""
+        """Return the state on which later steps depend, by name; see `fastrl.envs.state`."""
         names = [name for name in _SAVED if name != "params" or self.randomized]
         return {name: getattr(self._batch, name).copy() for name in names}
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned.
+        """Restore a state of `get_state`.
 
         Raises:
-            StateError: It is another environment's, or of another number of environments.
+            StateError: It belongs to another environment or another number of environments.
         """
         for name, like in self.get_state().items():
             getattr(self._batch, name)[...] = fitting(state, name, like)
@@ -270,7 +270,7 @@ class ClassicControlBatch:
         return batch
 
     def _draw_params(self, chosen: NDArray[np.bool_]) -> None:
-        """Draw the randomised parameters of environments that are about to begin an episode."""
+        """Draw the randomised parameters of environments that will begin an episode."""
         if not self.randomized:
             return
         envs, batch = np.flatnonzero(chosen), self._batch
@@ -289,7 +289,7 @@ class ClassicControlBatch:
         self._shapes.check_views(views)
         if self._convert is None:
             action = views.action[0].view()
-            # Actions come writable and not; the compiler would make a version for either.
+            # Actions may be writable or not, for which the compiler would make two versions.
             action.flags.writeable = False
             require_choices(self.spec.id, action, self._num_actions)
         else:
@@ -310,7 +310,7 @@ def build(name: str, num_envs: int, **kwargs: Any) -> ClassicControlBatch:
     Keyword arguments are fields of `Options`, and parameters such as ``gravity``.
 
     Raises:
-        EnvError: There is no such environment, or an argument is unknown or does not fit.
+        EnvError: There is no such environment, or an argument is unknown or invalid.
     """
     return ClassicControlBatch(name.removeprefix(NAMESPACE), num_envs, _options(kwargs))
 
@@ -324,12 +324,11 @@ def make_vec(
 ) -> BatchedVectorEnv:
     """Build n environments as a vector environment; see `build`.
 
-    Actions are taken as they are given, as gymnasium takes them, unless ``action_bounds`` says
-    otherwise. In mode NEXT_STEP the step after the end of an episode begins the next one, and its
-    action is ignored.
+    Actions are not changed, as in gymnasium, unless ``action_bounds`` is given. In mode NEXT_STEP
+    the step after the end of an episode begins the next one, and its action is ignored.
 
     Raises:
-        EnvError: There is no such environment, or an argument is unknown or does not fit.
+        EnvError: There is no such environment, or an argument is unknown or invalid.
     """
     batch = build(name, num_envs, **{"action_bounds": None, **kwargs})
     return BatchedVectorEnv(
@@ -337,7 +336,7 @@ def make_vec(
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
         painter=partial(_Pictures, batch),
-        # Thousands of episodes may end in a step: too many for an object each.
+        # Thousands of episodes may end in a step, too many for one object each.
         final_objects=False,
         metadata={"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_S[batch.spec.id]},
     )
@@ -351,7 +350,7 @@ def make_single(
     """Build one environment without a time limit, which `gymnasium.make` adds; see `make_vec`.
 
     Raises:
-        EnvError: There is no such environment, or an argument is unknown or does not fit.
+        EnvError: There is no such environment, or an argument is unknown or invalid.
     """
     options = _options({"action_bounds": None, **kwargs, "max_episode_steps": LARGEST})
     batch = ClassicControlBatch(name.removeprefix(NAMESPACE), 1, options)
@@ -393,7 +392,7 @@ def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> 
     """Reject discrete actions ``[n]`` that are not int64 from 0 to ``num_actions`` - 1.
 
     Raises:
-        EnvError: Names the first, and its environment.
+        EnvError: There is one; the error names the first and its environment.
     """
     if actions.dtype != np.int64:
         raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
@@ -436,7 +435,7 @@ def new_streams(seeds: Sequence[int]) -> NDArray[np.uint64]:
     Number c of the stream with key k is SplitMix64's output c from state k (Steele, Lea and Flood
     2014, https://doi.org/10.1145/2660193.2660195), of which the upper 24 bits make a float32 in
     [0, 1). The key is the first output from the seed, so that streams of neighbouring seeds are
-    unrelated. Only the count is stored, and an environment's numbers do not depend on the others.
+    unrelated. Only the count is stored, and an environment's numbers do not depend on other ones.
     """
     states = np.array([int(seed) % 2**64 for seed in seeds], np.uint64)
     return np.stack([_outputs(states), np.zeros_like(states)])
@@ -463,11 +462,11 @@ def _outputs(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def reset_parameters(
     name: str, options: Mapping[str, Any], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the parameters that options of gymnasium's ``reset`` stand for.
+    """Return the parameters for options of gymnasium's ``reset``.
 
     Args:
         name: Id of gymnasium's environment.
-        options: Defaults follow from the parameters.
+        options: Options; defaults depend on the parameters.
         params: Parameters by name: a number, or an array ``[n]``.
 
     Raises:

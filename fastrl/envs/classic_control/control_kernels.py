@@ -1,12 +1,12 @@
-"""Loops over environments, compiled: one call steps all of them and begins their next episodes.
+"""Compiled loops over environments: one call steps all of them and begins their next episodes.
 
-Quantities are stored one after the other, ``state[quantity, env] float32``, so that the loops of
-`_advance` and `_observe` become vector instructions. What an environment gets never depends on its
+Quantities are stored contiguously, ``state[quantity, env] float32``, so that the loops of
+`_advance` and `_observe` become vector instructions. Results of an environment never depend on its
 neighbours.
 
-`step` and `begin` are written once. A task's dynamics are those of its tensor program, of the same
-source: a loop calls it with one environment's numbers in place of tensors. The class of a batch
-chooses the task; the compiler makes a version for each that is used.
+`step` and `begin` are written once. A task's dynamics are compiled from the source of its tensor
+program: a loop calls it with one environment's numbers instead of tensors. The class of a batch
+selects the task; the compiler makes a version for each used one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _intrinsic: Any = intrinsic
 _NamedTupleType: Any = types.NamedTuple
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _BLOCK = 512
-"""Environments that pass through all loops before the next do: few enough for the L1 cache."""
+"""Number of environments that pass through all loops together: few enough for the L1 cache."""
 
 
 class EnvArrays(NamedTuple):
@@ -53,20 +53,20 @@ class EnvArrays(NamedTuple):
     state: NDArray[np.float32]  # ``[S, n]`` float32, in the order of the state's class; changed
     time: NDArray[np.int32]  # ``[n]`` int32: steps since the episode began; changed
     time_limit: int  # steps after which an episode is truncated
-    noise: NDArray[Any]  # what episodes begin from; see `loop_ops.drawn`
-    noise_size: int  # random numbers that the beginning of an episode takes
+    noise: NDArray[Any]  # noise of first states; see `loop_ops.drawn`
+    noise_size: int  # random numbers per first state
 
 
 class Views(NamedTuple):
     """The arrays that one step reads and writes."""
 
     action: NDArray[Any]  # ``[n]`` int64, or float32 for continuous actions
-    # ``[n, k]`` float32: what follows; the first of the next episode where one is done.
+    # ``[n, k]`` float32: next observation; the first of the next episode if one is done.
     observation: NDArray[np.float32]
     reward: NDArray[np.float32]  # ``[n]`` float32
     terminated: NDArray[np.bool_]  # ``[n]`` bool
-    truncated: NDArray[np.bool_]  # ``[n]`` bool; never set where ``terminated`` is
-    final_observation: NDArray[np.float32]  # ``[n, k]`` float32; written where an episode ended
+    truncated: NDArray[np.bool_]  # ``[n]`` bool; never with ``terminated``
+    final_observation: NDArray[np.float32]  # ``[n, k]`` float32; written at ends
 
 
 _FIELDS = [(name, Any) for name in EnvArrays._fields]
@@ -135,7 +135,7 @@ def _put(context: Any, columns: Any, index: Any, values: Any) -> Any:
 
 
 def _own(params: Any, rows: NDArray[np.float32], env: int) -> Any:
-    """Return the parameters of an environment, where ``params`` are those of another one."""
+    """Return the parameters of an environment, in the form of ``params``, those of another one."""
 
 
 @overload(_own, strict=False)
@@ -150,8 +150,8 @@ def _own_of(params: Any, rows: Any, env: Any) -> Any:
 def _for_numbers(program: Any) -> Any:
     """Compile a function of tensors for one environment's numbers.
 
-    `loop_ops` replaces `tensor_ops`, and functions that it calls are compiled as well.
-    Methods are called with None for ``self``, of which dynamics use nothing.
+    `loop_ops` replaces `tensor_ops`, and functions that it calls are also compiled.
+    Methods are called with None for ``self``, which dynamics do not use.
     """
     names: dict[str, Any] = {}
     for name in program.__code__.co_names:
@@ -172,8 +172,8 @@ def _begin(batch: EnvArrays, env: int) -> None:
 
 @compiled
 def _end(batch: EnvArrays, views: Views, restart: bool, first: int, last: int) -> int:
-    """Write final observations, and begin the next episodes if asked to; return how many ended."""
-    # Listed without a branch first: which episodes end, no processor can predict.
+    """Write final observations; begin the next episodes if ``restart``; return how many ended."""
+    # Listed without a branch first, as processors cannot predict which episodes end.
     ended = np.empty(_BLOCK, np.int32)
     count = 0
     for env in range(first, last):
@@ -188,7 +188,7 @@ def _end(batch: EnvArrays, views: Views, restart: bool, first: int, last: int) -
 
 @compiled
 def _let_time_pass(batch: EnvArrays, views: Views, first: int, last: int) -> bool:
-    """Mark the episodes whose time is up, and return whether any episode ended."""
+    """Mark the episodes at their time limit, and return whether any episode ended."""
     time, terminated = batch.time[first:last], views.terminated[first:last]
     truncated = views.truncated[first:last]
     limit = int32(batch.time_limit)
@@ -203,7 +203,7 @@ def _let_time_pass(batch: EnvArrays, views: Views, first: int, last: int) -> boo
 
 
 def _advance(batch: EnvArrays, views: Views, first: int, last: int) -> None:
-    """Move environments first to last on by one step; write reward and ``terminated``."""
+    """Advance environments first to last by one step; write reward and ``terminated``."""
 
 
 @overload(_advance, strict=False)
@@ -243,7 +243,7 @@ def _observe_of(batch: types.NamedTuple, target: NDArray[np.float32], first: Any
 
 
 def _initialize(batch: EnvArrays, env: int) -> None:
-    """Put an environment into the first state of an episode."""
+    """Set the first state of an environment's episode."""
 
 
 @overload(_initialize, strict=False)
@@ -263,14 +263,14 @@ def step(digest: int) -> Callable[[EnvArrays, Views, bool, int, int], int]:
     """Return the kernel that steps some of n environments."""
 
     def step(batch: EnvArrays, views: Views, restart: bool, start: int, stop: int) -> int:
-        """Step environments ``start`` to ``stop``; return how many episodes ended.
+        """Step environments ``start`` to ``stop``; return the number of episodes that ended.
 
         Args:
             batch: The environments.
-            views: What is read and written.
-            restart: Whether an episode that ends is followed by the next at once.
+            views: Arrays that are read and written.
+            restart: Whether the next episode begins in the step that ends one.
             start: The first environment.
-            stop: The one behind the last.
+            stop: The one after the last.
         """
         _ = digest
         total = 0
@@ -287,14 +287,14 @@ def step(digest: int) -> Callable[[EnvArrays, Views, bool, int, int], int]:
 
 @cached_kernel(_SOURCES, **OPTIONS)
 def count_outside(digest: int) -> Callable[[NDArray[np.int64], int], int]:
-    """Return the kernel that counts actions outside the space."""
+    """Return the kernel that counts actions outside of the space."""
 
     def count_outside(actions: NDArray[np.int64], num_actions: int) -> int:
-        """Return how many of ``actions [n] int64`` are not one of 0 to ``num_actions`` - 1."""
+        """Return the number of ``actions [n] int64`` that are not from 0 to ``num_actions`` - 1."""
         _ = digest
         count, limit = 0, uint64(num_actions)
         for env in range(actions.size):
-            # Negative ones are large without a sign.
+            # Negative numbers are large as unsigned ones.
             count += int(uint64(actions[env]) >= limit)
         return count
 

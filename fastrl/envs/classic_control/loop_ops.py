@@ -23,20 +23,20 @@ MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
 number = f32
-"""A constant: one without it would make all that it touches double."""
+"""Marks float32 constants; others would turn results into double."""
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-"""``contract`` lets a product and a sum be rounded once. Nothing is reordered, and NaN and infinity
-keep their meaning. Divisions by zero are not checked: that would rule out vectors."""
+"""``contract`` allows fused multiply-add. Nothing is reordered, and NaN and infinity
+keep their meaning. Divisions by zero are not checked, as checks would prevent vectorisation."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile what only compiled functions call."""
+    """Compile a function that only compiled functions call."""
     return cast(Callable[..., Any], njit(**OPTIONS)(function))
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile as part of every caller: a loop that calls something is no vector loop."""
+    """Compile as part of every caller, as a loop with a call is not vectorised."""
     return cast(
         Callable[..., Any],
         njit(forceinline=True, error_model="numpy", fastmath={"contract"})(function),
@@ -103,7 +103,7 @@ def clip(x: float, low: float, high: float) -> float:
 
 @inlined
 def only(action: float) -> float:
-    """Return the action: the loops take its only component."""
+    """Return the action, as the loops have only its one component."""
     return action
 
 
@@ -133,7 +133,7 @@ def never(like: float) -> bool:
 
 @inlined
 def no_time(like: float) -> int:
-    """Return the time at which an episode begins; the loops keep time themselves."""
+    """Return the time at which an episode begins; the loops count time themselves."""
     return 0
 
 
@@ -147,10 +147,10 @@ def drawn(noise: NDArray[Any], env: int, index: int) -> Any:
     """Return random number ``index`` of the episode that an environment begins, in [0, 1).
 
     Args:
-        noise: float32 ``[n, size]``: the numbers themselves; or uint64 ``[2, n]``: the key of each
-            environment's stream, and how many numbers were taken from it before.
-        env: Which environment.
-        index: Which number.
+        noise: float32 ``[n, size]``: the numbers; or uint64 ``[2, n]``: the key of each
+            environment's stream, and the number of its draws so far.
+        env: Index of the environment.
+        index: Index of the number.
     """
 
 
@@ -170,7 +170,7 @@ def _drawn(noise: Any, env: Any, index: Any) -> Any:
 
 
 def move_on(noise: NDArray[Any], env: int, size: int) -> None:
-    """Take ``size`` numbers from an environment's stream; nothing where noise is given."""
+    """Advance an environment's stream by ``size`` numbers; do nothing for given noise."""
 
 
 @overload(move_on, strict=False)

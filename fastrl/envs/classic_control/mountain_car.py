@@ -33,11 +33,11 @@ class MountainCarParams(NamedTuple):
     max_position: Parameter = 0.6  # the end on the right
     max_speed: Parameter = 0.07  # bound of the velocity
     goal_velocity: Parameter = 0.0  # the least velocity at which the goal counts
-    gravity: Parameter = 0.0025  # acceleration that the steepest slope gives
+    gravity: Parameter = 0.0025  # acceleration on the steepest slope
     reset_low: Parameter = -0.6  # least first position
     reset_high: Parameter = -0.4  # greatest first position
     goal_position: Parameter = 0.5  # where the episode terminates
-    force: Parameter = 0.001  # acceleration that the motor gives
+    force: Parameter = 0.001  # acceleration by the motor
     max_episode_steps: Parameter = 200  # time limit, int32
 
 
@@ -48,11 +48,11 @@ class MountainCarContinuousParams(NamedTuple):
     max_position: Parameter = 0.6  # the end on the right
     max_speed: Parameter = 0.07  # bound of the velocity
     goal_velocity: Parameter = 0.0  # the least velocity at which the goal counts
-    gravity: Parameter = 0.0025  # acceleration that the steepest slope gives
+    gravity: Parameter = 0.0025  # acceleration on the steepest slope
     reset_low: Parameter = -0.6  # least first position
     reset_high: Parameter = -0.4  # greatest first position
     goal_position: Parameter = 0.45  # where the episode terminates
-    power: Parameter = 0.0015  # acceleration that the motor gives at full throttle
+    power: Parameter = 0.0015  # acceleration at full throttle
     max_action: Parameter = 1.0  # the throttle is clipped to ± this
     max_episode_steps: Parameter = 999  # time limit, int32
 
@@ -85,7 +85,7 @@ class _ValleyCar(TensorEnv[MountainCarState, Any]):
 
 
 class MountainCar(_ValleyCar):
-    """``MountainCar-v0``. Actions push left (0), not (1), right (2); every step costs 1."""
+    """``MountainCar-v0``. Actions push left (0), not (1), right (2); each step has reward -1."""
 
     spec = EnvSpec("MountainCar-v0", _OBSERVATION_SPACE, spaces.Discrete(3), 200)
     params_type = MountainCarParams
@@ -110,8 +110,8 @@ class MountainCar(_ValleyCar):
 class MountainCarContinuous(_ValleyCar):
     """``MountainCarContinuous-v0``.
 
-    The action is the throttle. Each step costs a tenth of its square, as it was given rather than
-    as it was clipped; the goal is worth 100.
+    The action is the throttle. Each step costs a tenth of the square of the throttle before
+    clipping; the goal has a reward of 100.
     """
 
     spec = EnvSpec("MountainCarContinuous-v0", _OBSERVATION_SPACE, spaces.Box(-1.0, 1.0, (1,)), 999)

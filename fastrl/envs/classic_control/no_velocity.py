@@ -41,7 +41,7 @@ class _NoVelocity(TensorEnv[Any, Any]):
     """Common base of the tasks; the full task is the second base class.
 
     Attributes:
-        positions: The columns of the full task's observation that are left.
+        positions: Columns of the full task's observation that remain.
     """
 
     positions: ClassVar[tuple[int, ...]]
@@ -93,7 +93,7 @@ class Columns(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs
 
     Args:
         env: The environment.
-        columns: Which, in the order in which they are observed.
+        columns: Observed columns, in order.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], columns: Sequence[int]) -> None:

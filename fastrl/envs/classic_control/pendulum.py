@@ -1,7 +1,7 @@
 """Pendulum: swing a pendulum up and hold it there, by torque at its hinge.
 
-As in gymnasium's ``Pendulum-v1``, except that the angle is kept within ± π: nothing depends on full
-turns, and single precision is better spent on the rest.
+As in gymnasium's ``Pendulum-v1``, except that the angle is kept within ± π: full turns do not
+matter, and the precision of float32 is used for the rest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PendulumParams(NamedTuple):
 
 
 class Pendulum(TensorEnv[PendulumState, PendulumParams]):
-    """``Pendulum-v1``. The action is a torque; the reward is minus the cost of being off."""
+    """``Pendulum-v1``. The action is a torque; angle, velocity and torque have a cost."""
 
     spec = EnvSpec(
         "Pendulum-v1",
@@ -80,7 +80,7 @@ class Pendulum(TensorEnv[PendulumState, PendulumParams]):
     def transition(
         self, state: PendulumState, action: Tensor, params: PendulumParams
     ) -> tuple[PendulumState, Tensor, Tensor]:
-        """See `TensorEnv.transition`; the state may hold any angle."""
+        """See `TensorEnv.transition`; the state may have any angle."""
         torque = ops.clip(ops.only(action), -params.max_torque, params.max_torque)
         angle = ops.wrapped(state.theta)
         cost = (

@@ -35,9 +35,9 @@ _ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "PendulumNoVel-v1": PendulumEnv,
 }
 FRAMES_PER_S = {name: int(env.metadata["render_fps"]) for name, env in _ENVS.items()}  # type: ignore[attr-defined]
-"""Frames that make a second, by id."""
+"""Frames per second, by id."""
 
-# Parameters that show, and what gymnasium calls them.
+# Visible parameters, and gymnasium's names of them.
 _SHOWN: Mapping[Any, Mapping[str, str]] = {
     AcrobotEnv: {"length1": "LINK_LENGTH_1"},
     CartPoleEnv: {"length": "length", "x_threshold": "x_threshold"},
@@ -74,9 +74,9 @@ class Renderer:
 
         Args:
             state: State of the tensor program.
-            index: Which of n environments; None for a state without a batch axis.
-            params: Parameters, which may show in the picture; None for the defaults.
-            torque: Torque of the step that led here, for Pendulum to draw.
+            index: Index of the environment; None for a state without a batch axis.
+            params: Parameters, which may change the picture; None for the defaults.
+            torque: Torque of the last step, which is drawn for Pendulum.
 
         Raises:
             EnvError: A package for drawing is missing.
@@ -99,7 +99,7 @@ class Renderer:
             ) from error
 
     def close(self) -> None:
-        """Free what drawing took; safe to call twice."""
+        """Free the resources of drawing; safe to call twice."""
         self._env.close()
 
 

@@ -1,4 +1,4 @@
-"""Draws gymnasium's classic control in a fraction of the time, and the same pixel for pixel."""
+"""Draws gymnasium's classic control in a fraction of the time, with identical pixels."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Point = tuple[float, float]
 
 
 def quicken(env: Any) -> None:
-    """Let one of gymnasium's own environments draw pictures faster.
+    """Make one of gymnasium's own environments draw faster.
 
-    CartPole is drawn only where something has moved, which takes a tenth of the time. For the
+    Only moved parts of CartPole are drawn, which takes a tenth of the time. For the
     others, drawing takes 0.3 ms, and copying the picture from a screen of 32 bits, blue first, a
     byte at a time, 0.7 ms (2-core AMD EPYC); a screen of 24 bits, red first, has the memory layout
-    of the picture. Other environments and windows stay as they are.
+    of the picture. Other environments and windows do not change.
 
     Args:
-        env: Without wrappers.
+        env: Environment without wrappers.
     """
     if not type(env).__module__.startswith(_MODULE) or not hasattr(env, "screen"):
         return
@@ -52,15 +52,15 @@ def _render(env: Any, render: Any) -> Any:
 
 
 def _render_cartpole(env: Any, render: Any) -> Any:
-    """Draw as gymnasium does, and after the first picture by a painter if its picture is the same.
+    """Draw as gymnasium, and after the first picture by a painter, if its picture is equal.
 
-    Where it differs, gymnasium has changed its drawing.
+    It differs if gymnasium has changed its drawing.
     """
     picture = render()
     if picture is not None and env.state is not None:
         env.render = render
         if np.array_equal(_painted(env), picture):
-            env.surf = None  # a megabyte that is not needed any more
+            env.surf = None  # a megabyte that is no longer needed
             env.render = partial(_painted, env, render)
     return picture
 
@@ -80,10 +80,10 @@ def _painted(env: Any, render: Any = None) -> Any:
 
 
 class CartPolePainter:
-    """Keeps the last picture it drew, of any environment, and draws only what differs.
+    """Stores its last picture, of any environment, and draws only the differences.
 
-    Gymnasium fills, flips and copies all 600×400 pixels for every picture, which is nearly all of
-    the time that it takes.
+    Gymnasium fills, flips and copies all 600×400 pixels for every picture, which takes nearly
+    all of the time.
 
     Args:
         size: Width and height.
@@ -109,17 +109,17 @@ class CartPolePainter:
         erased = self._changed
         self._canvas.fill(_WHITE, erased)
         drawn = self._draw(env)
-        seen = drawn.colliderect(self._everything)  # an impossible state may be beside the screen
+        seen = drawn.colliderect(self._everything)  # an impossible state may be outside
         self._changed = (
             drawn.clip(self._everything) if seen else self._pygame.Rect(erased[:2], (0, 0))
         )
         dirty = erased.union(self._changed)
-        # Drawn with y upwards, as gymnasium does, so that edges are smoothed to the same side.
+        # Drawn with y upwards, as gymnasium does, so that edges are smoothed in the same way.
         flipped = self._pygame.transform.flip(self._canvas.subsurface(dirty), False, True)
         self._surface.blit(flipped, (dirty.x, self._size[1] - dirty.bottom))
 
     def _draw(self, env: Any) -> Any:
-        """Draw the things; return the rectangle that they cover, but for the track."""
+        """Draw the objects; return the rectangle that they cover, without the track."""
         from pygame import gfxdraw
 
         canvas = self._canvas
@@ -162,4 +162,4 @@ def _corners(left: float, right: float, bottom: float, top: float) -> list[Point
 
 
 _IDLE: defaultdict[tuple[int, int], deque[CartPolePainter]] = defaultdict(deque)
-"""This process's painters by size: as many as have drawn at the same time, in threads."""
+"""Painters of this process by size, one for each thread that draws at the same time."""

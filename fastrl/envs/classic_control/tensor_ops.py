@@ -1,10 +1,10 @@
-"""Operations on tensors ``[*]`` of which the dynamics of classic control consist.
+"""Operations on tensors ``[*]`` for the dynamics of classic control.
 
 The dynamics are written once, as tensor programs. `control_kernels` compiles the same source into
 loops, in which `loop_ops` replaces this module: each quantity is then one environment's number,
 float32. So `initial`, `transition` and `observe` of a task use only ``+ - * / abs < == | &`` and
-these operations, and a constant that meets a float is a `number`, since the compiler would take it
-for a double. Results may differ by rounding: the loops fuse products with sums, and have their own
+these operations, and a constant with a float is a `number`, since the compiler would treat it
+as a double. Results may differ by rounding: the loops fuse products with sums, and have their own
 sine and cosine.
 """
 
@@ -54,7 +54,7 @@ def as_float(x: Tensor, like: Tensor) -> Tensor:
 
 
 def times_square(factor: Tensor | float, x: Tensor) -> Tensor:
-    """Return ``factor * x²``, the square rounded first, as gymnasium has it."""
+    """Return ``factor * x²``, with the square rounded first, as in gymnasium."""
     return factor * x**2
 
 

@@ -38,7 +38,7 @@ from fastrl.spec import EnvSpec
 
 ID = "fastrl/Crafter-v1"
 EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
-"""How often each achievement was reached, by the names that the single environment uses."""
+"""Names of the achievements' counts, as in the single environment."""
 LARGEST = 2**31 - 1
 """Greatest time limit in steps: worlds count them in int32."""
 _DAY = 300
@@ -49,21 +49,21 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CrafterOptions:
-    """The options of ``crafter.Env`` that concern a world, with its defaults, and one more.
+    """The options of ``crafter.Env`` for a world, with its defaults, and ``symbolic``.
 
     Attributes:
         area: Width and height of the world, in cells.
-        view: Columns and rows of cells in the image, the rows of the inventory among them; one
+        view: Columns and rows of cells in the image, including the rows of the inventory; one
             number stands for both.
         size: Width and height of the image, in pixels; one number stands for both.
         reward: Whether steps are rewarded; else all rewards are 0.
         length: Steps after which an episode is truncated; None or 0 for none.
-        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, holds
+        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, contains
             for each cell in view its material (1 to 12 in the order of crafter's list, 0 beyond
             the world) and the object on it (its position in `textures.SPRITES`, which also shows
             the direction of the player and whether it sleeps); ``inventory``, ``[16] uint8``, the
             items in the order of crafter's list; ``daylight``, ``[1] float32``, 0 to 1. The world
-            is the same as with pixels; only the night hides nothing.
+            is the same as with pixels, but at night nothing is hidden.
     """
 
     area: Pair = (64, 64)
@@ -75,7 +75,7 @@ class CrafterOptions:
 
     @classmethod
     def of(cls, **options: Any) -> CrafterOptions:
-        """Return the options that a user has written, checked.
+        """Check the options of a user, and return them.
 
         Raises:
             EnvError: There is no such option, or its value is impossible.
@@ -105,7 +105,7 @@ class CrafterBatch:
     With the same seed and actions, pixels, rewards, inventories, achievements, positions and ends
     equal those of ``crafter.Env``, except that the original keeps creatures in sets, whose order
     depends on memory addresses; here, as in `fastrl.envs.crafter`, they are in the order in which
-    they came to their chunk.
+    they were added to their chunk.
 
     Attributes:
         spec: Spaces and fields of each environment.
@@ -116,13 +116,13 @@ class CrafterBatch:
     exact = True
 
     def __init__(self, num_envs: int, options: CrafterOptions | None = None) -> None:
-        """Draw the textures, allocate the worlds and compile what steps them.
+        """Draw the textures, allocate the worlds and compile the kernels.
 
         The first start on a machine compiles (about 20 s), later ones load from the disk.
 
         Args:
             num_envs: Number of environments, n.
-            options: What the worlds are like; the original's defaults if None.
+            options: Options of the worlds; the original's defaults if None.
 
         Raises:
             EnvError: The view and the image do not fit together.
@@ -158,19 +158,19 @@ class CrafterBatch:
             player_pos=np.zeros((num_envs, 2), np.int32),
         )
         self._actions = np.zeros(num_envs, np.int64)
-        # Seeds of the random streams of the episodes that follow the present ones.
+        # Seeds of the random streams of the next episodes.
         self._next_seeds = np.zeros(num_envs, np.int64)
         self._seeds: list[int] = []
         self._episodes: list[int] = []
-        # At least as many steps as any world has taken in its episode.
+        # Upper bound of the steps of any world in its episode.
         self._most_steps = 0
         load_kernels(self._worlds, self._game, self._outcome, self._screens(()))
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every environment; see `BatchedEnv.reset`.
 
-        Environment i shows what ``crafter.Env(seed=seeds[i]).reset()`` shows, and its later
-        episodes are those that follow there.
+        Environment i equals ``crafter.Env(seed=seeds[i])`` after ``reset``, and its later
+        episodes equal the following ones there.
 
         Raises:
             EnvError: There is not one seed per environment.
@@ -192,12 +192,12 @@ class CrafterBatch:
         """Start the next episode, as ``crafter.Env.reset`` does.
 
         Args:
-            observation: Written where an episode starts.
-            chosen: ``[n]``: where one does; everywhere by default.
-            seeds: One for each environment that is chosen: its first episode starts.
+            observation: Written for environments whose episode starts.
+            chosen: ``[n]``: environments to start; all by default.
+            seeds: One for each chosen environment, whose first episode starts.
 
         Raises:
-            EnvError: The environments were never reset, or an array does not fit.
+            EnvError: The environments were never reset, or an array is invalid.
         """
         self._check_seeded()
         self._shapes.check_restart(observation, chosen)
@@ -219,8 +219,8 @@ class CrafterBatch:
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: An action is not one of the 17; names its environment. None was stepped.
-                Or the environments were never reset, or the views do not fit.
+            EnvError: An action is not one of the 17; the error names its environment, and none was
+                stepped. Or the environments were never reset, or the views are invalid.
         """
         self._check_seeded()
         self._shapes.check_views(views)
@@ -261,7 +261,7 @@ class CrafterBatch:
     def info(self) -> dict[str, NDArray[Any]]:
         """Return infos of the last step and of the worlds, one row per environment.
 
-        ``reward`` (also where steps are not rewarded); of the present episode ``achievements`` and
+        ``reward`` (also if steps are not rewarded); of the current episode ``achievements`` and
         ``inventory``, counts in crafter's order, ``player_pos`` (x, y) and ``steps``; and at the
         end of the last finished one: ``final_achievements``, ``final_inventory`` and
         ``final_player_pos``.
@@ -280,7 +280,7 @@ class CrafterBatch:
         }
 
     def get_state(self) -> State:
-        """Return all that later steps and infos depend on; see `fastrl.envs.state`."""
+        """Return the state on which later steps and infos depend; see `fastrl.envs.state`."""
         return {
             "worlds": saved(self._worlds),
             "outcome": {name: each.copy() for name, each in self._outcome._asdict().items()},
@@ -290,10 +290,10 @@ class CrafterBatch:
         }
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned, after a reset.
+        """Restore a state of `get_state`, after a reset.
 
         Raises:
-            StateError: It is of other worlds.
+            StateError: It belongs to other worlds.
         """
         outcome = self._outcome._asdict()
         pairs = [(fitting(state["outcome"], name, each), each) for name, each in outcome.items()]
@@ -305,7 +305,7 @@ class CrafterBatch:
         self._most_steps = int(self._worlds.record["steps"].max())  # type: ignore[index]
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """Do nothing: there is only memory to free."""
 
     def _check_seeded(self) -> None:
         if not self._seeds:
@@ -318,7 +318,7 @@ class CrafterBatch:
         self._next_seeds[index] = hash(key) % LARGEST
 
     def _see_ahead(self) -> None:
-        """Make the daylight known for the step that comes."""
+        """Compute the daylight for the next step."""
         self._most_steps += 1
         if self._most_steps < len(self._daylight.table):
             return
@@ -328,10 +328,10 @@ class CrafterBatch:
             self._game = self._game._replace(daylight=self._daylight.table)
 
     def _screens(self, rows: Rows) -> Screens:
-        """Return rows in the types that kernels take, which do not depend on what is observed.
+        """Return rows in the types of the kernels, which are the same for pixels and symbols.
 
         Raises:
-            EnvError: They are of another dtype.
+            EnvError: They have another dtype.
         """
         found = [leaf.dtype for leaf in rows]
         if rows and found != self._dtypes:
@@ -386,10 +386,10 @@ def _pair(name: str, value: Any) -> Pair:
 
 
 class Daylight:
-    """Light by step, computed as far as it is needed; https://www.desmos.com/calculator/grfbc6rs3h.
+    """Light by step, computed as far as needed; https://www.desmos.com/calculator/grfbc6rs3h.
 
     Each value is computed by the original's expression on NumPy scalars: a compiled cosine may
-    differ in the last bit, and pixels are truncated, not rounded, so that one bit can show.
+    differ in the last bit, and pixels are truncated, not rounded, so one bit can change them.
 
     Attributes:
         table: ``[k] float64``, between 0 and 1.
@@ -401,7 +401,7 @@ class Daylight:
         self.extend(1000)
 
     def extend(self, steps: int) -> None:
-        """Make the table hold step ``steps``, and as many again."""
+        """Extend the table to step ``steps``, and by as many again."""
         first = len(self.table)
         more = [_light(step) for step in range(first, max(2 * steps, first))]
         self.table = np.concatenate([self.table, np.array(more, np.float64)])
@@ -423,7 +423,7 @@ def build(
 ) -> CrafterBatch:
     """Build n Crafter worlds, with options of `CrafterOptions`.
 
-    Where both ``max_episode_steps`` (-1 for no limit) and ``length`` are given, the tighter holds.
+    With both ``max_episode_steps`` (-1 for no limit) and ``length``, the smaller limit holds.
     Worlds have no parameters to randomise, and their actions no bounds.
 
     Raises:
@@ -440,11 +440,12 @@ def make_vec(name: str, num_envs: int, **options: Any) -> BatchedVectorEnv:
     Args:
         name: The id; there is one.
         num_envs: Number of environments, n.
-        **options: Those of `build`, and ``seed``, ``copy``, ``info`` and ``render_mode`` of
+        **options: Options of `build`, and ``seed``, ``copy``, ``info`` and ``render_mode`` of
             `BatchedVectorEnv`.
 
     Raises:
-        EnvError: There is no such option, its value is not possible, or symbols are to be drawn.
+        EnvError: There is no such option, its value is not possible, or ``render_mode`` is given
+            with symbols.
     """
     known = ("seed", "copy", "info", "render_mode")
     facade = {key: options.pop(key) for key in known if key in options}
@@ -461,25 +462,25 @@ def make_single(
     symbolic: bool = False,
     **options: Any,
 ) -> CrafterEnv:
-    """Build one world to record: the original game, which the batch equals; see `CrafterEnv`.
+    """Build one world for recordings: the original game, which equals the batch; see `CrafterEnv`.
 
-    ``length`` is a time limit beside that of `gymnasium.make`.
+    ``length`` is a time limit besides that of `gymnasium.make`.
 
     Raises:
-        EnvError: Symbolic observations were asked for, which the original does not have.
+        EnvError: Symbolic observations are requested, which the original does not have.
     """
     if symbolic:
-        raise EnvError(f"'fastrl/{name}' with symbolic=True comes in batches only, of one or more")
+        raise EnvError(f"'fastrl/{name}' with symbolic=True exists only as a batch")
     return CrafterEnv(length=length or None, **options)
 
 
 def infos_of_single(vector: Vector, terminated: Flags, ended: Flags, start: int) -> Columns:
-    """Return the infos of a step as those of `fastrl.envs.crafter.CrafterEnv` are gathered.
+    """Return the infos of a step in the form of `fastrl.envs.crafter.CrafterEnv`'s.
 
     Args:
         vector: A vector environment of a `CrafterBatch` that has been stepped.
-        terminated: ``[n]``: whose player died.
-        ended: ``[n]``: whose episode ended, and the next one began.
+        terminated: ``[n]``: True if the player died.
+        ended: ``[n]``: True if the episode ended, and the next one began.
         start: Index of the first environment.
     """
     known = vector.batched.info()  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Steps of cows, zombies, skeletons, arrows and plants, and the number of creatures.
 
-A creature whose health is gone leaves the world at the start of its next update, and finishes that
-update all the same, as in the original: it draws its numbers, and may strike or shoot once more.
+A creature without health is removed from the world at the start of its next update, but finishes
+that update, as in the original: it draws its random numbers, and may strike or shoot once more.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Species(NamedTuple):
     """Rules by which one kind of creature appears and disappears; distances are in steps."""
 
     kind: int
-    health: int  # at its beginning
-    material: int  # where it appears
+    health: int  # initial health
+    material: int  # material of the cells where it appears
     spawn_distance: int  # least distance at which it appears
     despawn_distance: int  # least distance at which it disappears
     spawn_probability: float  # per chunk and balancing
@@ -171,7 +171,7 @@ def _toward_player(here: World, index: int, long_axis: bool) -> tuple[int, int]:
 
 @compiled
 def balance(here: World, daylight: float) -> None:
-    """Let creatures appear or disappear, at most one of each kind in each known chunk."""
+    """Add or remove creatures, at most one of each kind in each known chunk."""
     for position in range(here.record.num_chunks):
         chunk = int64(here.chunk_order[position])
         grass = here.chunk_materials[chunk, rules.GRASS]
@@ -219,7 +219,7 @@ def _spawn(here: World, chunk: int, species: Species) -> None:
 
 @compiled
 def _member(here: World, chunk: int, kind: int, rank: int) -> int:
-    """Return the creature of a kind that joined the chunk after ``rank`` others of them."""
+    """Return creature number ``rank`` of a kind in a chunk, in the order of joining."""
     found, joined = 0, -1
     for _ in range(rank + 1):
         found, earliest = 0, int64(2**31)

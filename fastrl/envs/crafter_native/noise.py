@@ -1,7 +1,7 @@
-"""Three-dimensional OpenSimplex noise: the package ``opensimplex``, compiled for this room.
+"""Three-dimensional OpenSimplex noise: the package ``opensimplex``, compiled with other options.
 
-Its function is compiled again, with the options of this room and a shorter way to a gradient. The
-numbers are equal bit for bit.
+Its function is compiled again, with the options of this package and a faster look-up of gradients.
+The numbers are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PERMUTATION_SIZE = 256
 _GRADIENTS = np.resize(constants.GRADIENTS3, (PERMUTATION_SIZE, 3)).astype(np.float64)
 _LCG_FACTOR, _LCG_STEP = int64(6364136223846793005), int64(1442695040888963407)
 _NO_TABLE = 0
-"""Stands for the package's table of the gradients' places."""
+"""Placeholder for the package's table of gradient indices."""
 
 Permutation = NDArray[np.int64]
 
 
 @compiled
 def seed_permutation(seed: int, source: Permutation, permutation: Permutation) -> None:
-    """Write the permutation that ``OpenSimplex(seed)`` shuffles; arrays are ``[256] int64``."""
+    """Write the permutation of ``OpenSimplex(seed)``; arrays are ``[256] int64``."""
     for index in range(PERMUTATION_SIZE):
         source[index] = index
     state = int64(seed)
@@ -46,9 +46,10 @@ def seed_permutation(seed: int, source: Permutation, permutation: Permutation) -
 def _extrapolate(
     permutation: Permutation, table: int, x: int, y: int, z: int, dx: float, dy: float, dz: float
 ) -> float:
-    """Return the gradient at the corner (x, y, z) times the way from there, (dx, dy, dz).
+    """Return the product of the gradient at the corner (x, y, z) with the offset (dx, dy, dz).
 
-    The package's own function, which this replaces, reads the gradient's place from a ``table``.
+    The package's own function, which this replaces, reads the index of the gradient from a
+    ``table``.
     """
     index = permutation[x & 0xFF]
     index = permutation[(index + y) & 0xFF]
@@ -59,7 +60,7 @@ def _extrapolate(
 
 
 def _with_own_gradients(function: Any) -> FunctionType:
-    """Return the package's function, which calls `_extrapolate`."""
+    """Return the package's function with `_extrapolate` as its callee."""
     plain = getattr(function, "py_func", function)  # of what numba has compiled
     return FunctionType(plain.__code__, plain.__globals__ | {"_extrapolate3": _extrapolate})
 

@@ -1,7 +1,7 @@
-"""The player's view: a picture of the cells around it and of its items, or their symbols.
+"""Draws the player's view: a picture of the cells around it and of its items, or their symbols.
 
 At night, light is mixed with noise from the world's random stream, so drawing a picture advances
-it. Arithmetic is that of the original and of the image library it uses: float64, float32 for
+it. Arithmetic is that of the original and of its image library: float64, float32 for
 blending colour with grey, and the integer weights of grey; fractions are truncated.
 """
 
@@ -113,7 +113,7 @@ def _draw_cells(here: World, layout: Geometry, pictures: Pictures, image: Image)
 def _draw_items(here: World, layout: Geometry, pictures: Pictures, image: Image) -> None:
     columns, rows = layout.grid
     for index in range(columns * layout.item_rows):
-        # Cells behind the last item are as black as an item that the player does not have.
+        # Cells after the last item are black, like an item that the player does not have.
         item = min(index, rules.NUM_ITEMS - 1)
         amount = int64(here.inventory[item]) if index == item else 0
         cell = pictures.items[item, amount]
@@ -132,7 +132,7 @@ def _paste(cell: Image, layout: Geometry, column: int, row: int, image: Image) -
 
 @compiled
 def _light_day(row: Image, daylight: float) -> None:
-    """Let the light of the day fall on a row of pixels."""
+    """Apply daylight to a row of pixels."""
     dark = 1 - daylight
     for pixel in range(len(row) // 3):
         red = int32(row[3 * pixel])
@@ -151,7 +151,7 @@ def _light_night(
     vignette: NDArray[np.float64],
     daylight: float,
 ) -> None:
-    """Let the light of the night fall on a row of pixels."""
+    """Apply the light of the night to a row of pixels."""
     dark, amount = 1 - daylight, 2 * (0.5 - daylight)
     for pixel in range(len(row) // 3):
         red = int32(row[3 * pixel])
@@ -216,7 +216,7 @@ def draw_map(here: World, layout: Geometry, cells: NDArray[np.uint8]) -> None:
 
 @compiled
 def symbols_at(here: World, x: int, y: int) -> tuple[int, int]:
-    """Return the material of a cell, and which of `SPRITES` shows the object on it."""
+    """Return the material of a cell, and the index in `SPRITES` of the object on it."""
     if not world.inside(here, x, y):
         return rules.OUTSIDE, 0
     return int64(here.material[x, y]), _sprite_at(here, x, y)
@@ -224,7 +224,7 @@ def symbols_at(here: World, x: int, y: int) -> tuple[int, int]:
 
 @compiled
 def _sprite_at(here: World, x: int, y: int) -> int:
-    """Return which of `SPRITES` shows the object on a cell of the world."""
+    """Return the index in `SPRITES` of the object on a cell of the world."""
     thing = here.objects[here.object_at[x, y]]
     kind = thing.kind
     if kind == 0:

@@ -11,12 +11,12 @@ from fastrl.envs.crafter_native.world import World
 from fastrl.envs.crafter_native.world_compiler import compiled, int64
 
 RIPE_AGE = 300
-"""Updates after which a plant can be eaten."""
+"""Number of updates after which a plant can be eaten."""
 
 
 @compiled
 def update_player(here: World, action: int) -> None:
-    """Let the player act, and change its food, drink, energy and health."""
+    """Perform the player's action, and update its food, drink, energy and health."""
     record, inventory = here.record, here.inventory
     kind, argument = rules.ACTION_KIND[action], rules.ACTION_ARGUMENT[action]
     # The cell in front of it, before it turns.
@@ -91,7 +91,7 @@ def _damage(inventory: NDArray[np.int32]) -> int:
 
 @compiled
 def _touch(here: World, target: int) -> None:
-    """Do something to an object: eat it, or strike it."""
+    """Eat or strike an object."""
     thing, inventory, achievements = here.objects[target], here.inventory, here.achievements
     if thing.kind == rules.PLANT:
         if thing.timer > RIPE_AGE:
@@ -176,7 +176,7 @@ def _is_near(here: World, material: int) -> bool:
 
 @compiled
 def _first(center: int, size: int) -> int:
-    """Return where the slice ``[center - 1 :]`` begins: at 0, the original finds nothing."""
+    """Return the start of the slice ``[center - 1 :]``; at 0 the original's slice is empty."""
     return center - 1 if center > 0 else size - 1
 
 
@@ -202,7 +202,7 @@ def _achieve(here: World, achievement: int) -> None:
 
 @compiled
 def _live(here: World) -> None:
-    """Grow hungry, thirsty and tired; half as fast asleep, when energy comes back."""
+    """Grow hungry, thirsty and tired; half as fast asleep, when energy increases."""
     record, inventory = here.record, here.inventory
     effort = 0.5 if record.sleeping else 1.0
     record.hunger += effort
@@ -227,7 +227,7 @@ def _live(here: World) -> None:
 
 @compiled
 def _heal(here: World) -> None:
-    """Gain health where nothing is lacking, lose it otherwise."""
+    """Gain health if nothing is lacking, lose it otherwise."""
     record, inventory = here.record, here.inventory
     rested = inventory[rules.ENERGY] > 0 or record.sleeping
     if inventory[rules.FOOD] > 0 and inventory[rules.DRINK] > 0 and rested:

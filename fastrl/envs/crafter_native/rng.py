@@ -31,7 +31,7 @@ _TO_UNIT = 1.0 / 9007199254740992.0
 
 @compiled
 def seed_stream(stream: Stream, seed: int) -> None:
-    """Set the state that ``RandomState(seed)`` starts with; ``0 <= seed < 2**32``."""
+    """Set the initial state of ``RandomState(seed)``; ``0 <= seed < 2**32``."""
     word = uint64(seed)
     for index in range(STATE_WORDS):
         stream[index] = uint32(word)
@@ -63,7 +63,7 @@ def below(stream: Stream, bound: int) -> int:
     """Return the next number of ``randint(0, bound)``, for ``1 <= bound <= 2**31``.
 
     Bits beyond those of ``bound - 1`` are masked off and values that are too large are drawn
-    again; where only 0 is possible, nothing is drawn.
+    again; if only 0 is possible, nothing is drawn.
     """
     largest = uint32(bound - 1)
     if largest == _ZERO:
@@ -81,13 +81,13 @@ def below(stream: Stream, bound: int) -> int:
 def fill_uniform(
     stream: Stream, low: float, span: float, words: Stream, out: NDArray[np.float64]
 ) -> None:
-    """Write what ``uniform(low, low + span, (columns, rows))`` returns, transposed.
+    """Write the transposed result of ``uniform(low, low + span, (columns, rows))``.
 
     Args:
         stream: Advanced by two words per value.
         low: Smallest value.
-        span: The largest value less ``low``.
-        words: Scratch of at least two per value.
+        span: Largest value minus ``low``.
+        words: Temporary memory of at least two words per value.
         out: ``[rows, columns] float64``, written.
     """
     rows, columns = out.shape

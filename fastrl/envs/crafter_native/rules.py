@@ -52,7 +52,7 @@ EAT_COW, EAT_PLANT, DEFEAT_ZOMBIE, DEFEAT_SKELETON, WAKE_UP = map(
 # Kinds of actions; MOVE, PLACE and MAKE have an argument.
 NOOP, MOVE, DO, SLEEP, PLACE, MAKE = range(6)
 DIRECTIONS = np.array(((-1, 0), (1, 0), (0, -1), (0, 1)), np.int64)
-"""Left, right, up, down: the order in which creatures draw them."""
+"""Left, right, up, down, in the order of creatures' draws."""
 
 _MOVES = ("left", "right", "up", "down")
 _PLACEABLE = tuple(constants.place)
@@ -76,7 +76,7 @@ def _actions() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _counts(amounts: dict[str, int]) -> list[int]:
-    """Return how many of each item."""
+    """Return the number of each item."""
     return [amounts.get(name, 0) for name in ITEMS]
 
 
@@ -90,7 +90,7 @@ def _achievement(name: str) -> int:
 
 
 def _collect(key: str, default: Any) -> list[Any]:
-    """Return one property of collecting each material, from 0."""
+    """Return a property of the rule for collecting each material, from 0."""
     rules = (constants.collect.get(name, {}) for name in ("outside", *MATERIALS))
     return [rule.get(key, default) for rule in rules]
 
@@ -101,12 +101,12 @@ ITEM_MAX = np.array([constants.items[name]["max"] for name in ITEMS], np.int32)
 ITEM_INITIAL = np.array([constants.items[name]["initial"] for name in ITEMS], np.int32)
 
 WALKABLE = np.zeros((NUM_KINDS, NUM_MATERIALS), np.bool_)
-"""``[kind, material]``: where each kind of object may go."""
+"""``[kind, material]``: True if this kind of object may enter the material."""
 WALKABLE[:] = _which(constants.walkable)
 WALKABLE[PLAYER] = _which([*constants.walkable, "lava"])
 WALKABLE[ARROW] = _which([*constants.walkable, "water", "lava"])
 CAN_HOLD_OBJECT = np.array(_which(constants.walkable), np.bool_)
-"""``[material]``: where the new world may have creatures."""
+"""``[material]``: True if a new world may have creatures there."""
 
 CAN_COLLECT = np.array(_which(list(constants.collect)), np.bool_)
 COLLECT_REQUIRES = np.array([_counts(rule) for rule in _collect("require", {})], np.int32)
@@ -116,7 +116,7 @@ COLLECT_LEAVES = np.array(
     [material_id(name) if name else OUTSIDE for name in _collect("leaves", None)], np.uint8
 )
 COLLECT_ACHIEVEMENT = np.array([_achievement(f"collect_{name}") for name in ITEMS], np.int64)
-"""``[item]``: the achievement of receiving it, -1 where there is none."""
+"""``[item]``: the achievement of receiving it, -1 if there is none."""
 
 _place = [constants.place[name] for name in _PLACEABLE]
 PLACE_USES = np.array([_counts(rule["uses"]) for rule in _place], np.int32)
@@ -128,7 +128,7 @@ PLACE_MATERIAL = np.array(
     ],
     np.uint8,
 )
-"""``[placeable]``: the material it becomes, 0 where it is an object: the plant."""
+"""``[placeable]``: its material, or 0 for an object, the plant."""
 PLACE_ACHIEVEMENT = np.array([_achievement(f"place_{name}") for name in _PLACEABLE], np.int64)
 
 _make = [constants.make[name] for name in _MAKEABLE]

@@ -41,7 +41,7 @@ class Geometry(NamedTuple):
     unit: Pair  # width and height of a cell, in pixels
     border: Pair  # black pixels left of and above the view
     grid: Pair  # columns and rows of cells of the world
-    item_rows: int  # rows of cells of the inventory, beneath them
+    item_rows: int  # rows of cells of the inventory, below them
 
 
 class Pictures(NamedTuple):
@@ -51,12 +51,12 @@ class Pictures(NamedTuple):
     cells: NDArray[np.uint8]
     # ``[items, amounts, unit_y, 3 * unit_x] uint8``; black for an amount of 0.
     items: NDArray[np.uint8]
-    # ``[view_y, view_x] float64``: how much the night's noise covers each pixel.
+    # ``[view_y, view_x] float64``: weight of the night's noise in each pixel.
     vignette: NDArray[np.float64]
 
 
 def geometry(view: Pair, size: Pair) -> Geometry:
-    """Return how the original lays out a view in an image.
+    """Return the original's layout of a view in an image.
 
     Raises:
         EnvError: The view has no row for the world, or the image no pixel for a cell.
@@ -68,7 +68,7 @@ def geometry(view: Pair, size: Pair) -> Geometry:
             "higher than that"
         )
     unit = (size[0] // view[0], size[1] // view[1])
-    # The number of an item is drawn at 0.6 of a cell, which must leave a pixel.
+    # The number of an item is drawn at 0.6 of a cell, which must be at least a pixel.
     if min(unit) < 2:
         raise EnvError(f"size={size} is too small for view={view}: a cell needs 2 pixels each way")
     border = ((size[0] - unit[0] * view[0]) // 2, (size[1] - unit[1] * view[1]) // 2)
@@ -97,7 +97,7 @@ def _draw_cells(textures: Any, unit: Pair) -> NDArray[np.uint8]:
 
 
 def _draw_cell(textures: Any, unit: Pair, material: str, sprite: str) -> NDArray[np.uint8]:
-    """Return ``[unit_y, unit_x, 3]``: a cell seen in full daylight, which changes no pixel."""
+    """Return ``[unit_y, unit_x, 3]``: a cell in full daylight, which changes no pixel."""
     world = engine.World((1, 1), constants.materials, (1, 1))
     world.daylight = 1.0
     world[0, 0] = material

@@ -1,4 +1,4 @@
-"""A world, and n of them: their state, and putting, moving and finding things in them."""
+"""The state of n worlds, and functions that add, move and find objects in one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Record(Protocol):
     steps: int  # steps since the episode began
     num_objects: int  # entries in use at the start of `World.objects`, removed ones among them
     num_removed: int  # removed ones among them
-    num_joins: int  # how often any object joined a chunk
-    num_chunks: int  # chunks that have held an object so far
+    num_joins: int  # number of times an object joined a chunk
+    num_chunks: int  # chunks that have had an object so far
     reward_health: int  # the player's health when the last reward was computed
     last_health: int  # the player's health at the end of its last update
     facing_x: int  # direction of the player
@@ -51,7 +51,7 @@ class Thing(Protocol):
     y: int
     health: int  # its health, except the player's, which is an item of its inventory
     timer: int  # the zombie's cooldown, the skeleton's reload, the age of the plant
-    facing_x: int  # where an arrow flies
+    facing_x: int  # direction of an arrow
     facing_y: int
     chunk: int  # the chunk it is in
     joined: int  # `Record.num_joins` when it joined the chunk, which orders the chunk's objects
@@ -68,20 +68,20 @@ OBJECT = _dtype(Thing)
 
 
 class World(NamedTuple):
-    """The state of one environment; with a leading axis of n, of all of them."""
+    """The state of one environment; or of n environments, with a leading axis."""
 
     record: Record  # single numbers
     material: NDArray[np.uint8]  # ``[width, height] uint8``
-    # ``[width, height] int32``: index of the object on each cell, 0 where there is none.
+    # ``[width, height] int32``: index of the object on each cell, 0 if there is none.
     object_at: NDArray[np.int32]
-    # ``[capacity]`` of `OBJECT`, in the order in which they came; the first entry is none, the
+    # ``[capacity]`` of `OBJECT`, in order of creation; the first entry is empty, the
     # second the player.
     objects: Any
     inventory: NDArray[np.int32]  # ``[items] int32``
-    # ``[achievements] int32``: how often each was reached in this episode.
+    # ``[achievements] int32``: count of each in this episode.
     achievements: NDArray[np.int32]
-    unlocked: NDArray[np.bool_]  # ``[achievements] bool``: those that have been rewarded
-    # ``[chunks] int32``: chunks in the order in which each first held an object.
+    unlocked: NDArray[np.bool_]  # ``[achievements] bool``: rewarded ones
+    # ``[chunks] int32``: chunks in the order of their first object.
     chunk_order: NDArray[np.int32]
     chunk_kinds: NDArray[np.int32]  # ``[chunks, kinds] int32``: objects of each kind
     chunk_materials: NDArray[np.int32]  # ``[chunks, materials] int32``: cells of each material
@@ -89,10 +89,10 @@ class World(NamedTuple):
 
 
 def allocate(num_envs: int, area: tuple[int, int]) -> World:
-    """Return the state of ``num_envs`` worlds of an area; pages that no world uses stay unmapped.
+    """Return the state of ``num_envs`` worlds of an area; unused memory pages stay unmapped.
 
-    There is room for an object on every cell, for as many that were removed, and for what one
-    step may add: one for each object, and one of each creature in each chunk.
+    There is room for an object on every cell, for the same number of removed ones, and for the new
+    objects of one step: one for each object, and one of each creature in each chunk.
     """
     cells = area[0] * area[1]
     chunks = -(-area[0] // CHUNK) * -(-area[1] // CHUNK)
@@ -113,7 +113,7 @@ def allocate(num_envs: int, area: tuple[int, int]) -> World:
 
 
 def saved(worlds: World) -> State:
-    """Return copies of all arrays by name; of objects only the entries in use."""
+    """Return copies of all arrays by name; only used entries of objects."""
     used = int(worlds.record["num_objects"].max())  # type: ignore[index]
     found: dict[str, State] = (
         worlds._asdict()
@@ -126,10 +126,10 @@ def saved(worlds: World) -> State:
 
 
 def load(worlds: World, state: State) -> None:
-    """Bring worlds into a state that `saved` returned.
+    """Restore a state of `saved`.
 
     Raises:
-        StateError: It is of other worlds, or one in which compiled code would leave its arrays.
+        StateError: It belongs to other worlds, or has indices outside of the arrays.
     """
     used = len(state["objects"]["kind"][0])
     parts: Any = worlds._asdict()
@@ -143,13 +143,13 @@ def load(worlds: World, state: State) -> None:
     for name, (low, high) in _ranges(worlds, found["record/num_objects"], used).items():
         values = found[name]
         if values.size and not (np.min(values) >= low and (values <= high).all()):
-            raise StateError(f"the state's array '{name}' leaves {low} to {np.max(high)}")
+            raise StateError(f"the state's array '{name}' exceeds {low} to {np.max(high)}")
     for name, like in parts.items():
         like[...] = found[name]
 
 
 def _ranges(worlds: World, num_objects: NDArray[np.int32], used: int) -> dict[str, tuple[int, Any]]:
-    """Return the least and the greatest values of what compiled code indexes by."""
+    """Return the valid ranges of all numbers that compiled code uses as indices."""
     _, width, height = worlds.material.shape
     chunks = worlds.chunk_order.shape[1]
     return {
@@ -201,7 +201,7 @@ def inside(world: World, x: int, y: int) -> bool:
 
 @compiled
 def material_at(world: World, x: int, y: int) -> int:
-    """Return the material of a cell, `OUTSIDE` beyond the world."""
+    """Return the material of a cell, `OUTSIDE` outside of the world."""
     if inside(world, x, y):
         return int64(world.material[x, y])
     return OUTSIDE
@@ -209,7 +209,7 @@ def material_at(world: World, x: int, y: int) -> int:
 
 @compiled
 def object_at(world: World, x: int, y: int) -> int:
-    """Return the index of the object on a cell, 0 where there is none."""
+    """Return the index of the object on a cell, 0 if there is none."""
     if inside(world, x, y):
         return int64(world.object_at[x, y])
     return 0
@@ -217,7 +217,7 @@ def object_at(world: World, x: int, y: int) -> int:
 
 @compiled
 def chunk_of(world: World, x: int, y: int) -> int:
-    """Return the number of the chunk that a cell is in."""
+    """Return the number of a cell's chunk."""
     rows = (world.material.shape[1] + CHUNK - 1) // CHUNK
     chunk: int = x // CHUNK * rows + y // CHUNK
     return chunk
@@ -234,7 +234,7 @@ def set_material(world: World, x: int, y: int, material: int) -> None:
 
 @compiled
 def add(world: World, kind: int, x: int, y: int, health: int) -> int:
-    """Put a new object on a free cell and return its index."""
+    """Add a new object on a free cell and return its index."""
     index = int64(world.record.num_objects)
     world.record.num_objects = index + 1
     thing = world.objects[index]
@@ -252,7 +252,7 @@ def add(world: World, kind: int, x: int, y: int, health: int) -> int:
 
 @compiled
 def remove(world: World, index: int) -> None:
-    """Take an object out of the world; its entry keeps its place until `compact`."""
+    """Remove an object from the world; its entry keeps its index until `compact`."""
     thing = world.objects[index]
     world.object_at[thing.x, thing.y] = 0
     world.chunk_kinds[thing.chunk, thing.kind] -= 1
@@ -266,9 +266,9 @@ def move(world: World, index: int, kind: int, dx: int, dy: int) -> bool:
 
     Args:
         world: Changed.
-        index: The object. One that was removed in this step stays where it was, and yet gets the
-            answer, as creatures do in their last update.
-        kind: What it is, or was.
+        index: Index of the object. One that was removed in this step does not move, but the
+            result is the same, as in a creature's last update.
+        kind: Kind of the object, also if it was removed.
         dx: Step along x.
         dy: Step along y.
     """
@@ -290,7 +290,7 @@ def move(world: World, index: int, kind: int, dx: int, dy: int) -> bool:
 
 @compiled
 def is_free(world: World, x: int, y: int, kind: int) -> bool:
-    """Return whether an object of a kind may go to a cell that holds no other."""
+    """Return whether an object of a kind may enter a cell, which must have no other object."""
     return object_at(world, x, y) == 0 and WALKABLE[kind, material_at(world, x, y)]
 
 
@@ -303,7 +303,7 @@ def distance_to_player(world: World, x: int, y: int) -> int:
 
 @compiled
 def compact(world: World) -> None:
-    """Close the gaps that removed objects left, in order."""
+    """Close the gaps of removed objects, keeping the order."""
     kept = PLAYER_INDEX
     for index in range(PLAYER_INDEX, world.record.num_objects):
         thing = world.objects[index]
@@ -317,7 +317,7 @@ def compact(world: World) -> None:
 
 @compiled
 def _join(world: World, index: int, chunk: int) -> None:
-    """Make an object the last one of a chunk, and the chunk known if this is its first."""
+    """Add an object to a chunk as its last one; register the chunk at its first object."""
     record, thing = world.record, world.objects[index]
     known = False
     for position in range(record.num_chunks):

@@ -1,8 +1,8 @@
 """Compiles this package: functions in memory, kernels with a cache on disk.
 
-Only kernels are stored, under a key that covers every source of the room, the rules of the
-installed crafter and the noise of opensimplex (see `fastrl.jit.cached_kernel`); what they call is
-part of them.
+Only kernels are stored, with a key that covers every source of the package, the rules of the
+installed crafter and the noise of opensimplex (see `fastrl.jit.cached_kernel`); functions that they
+call are part of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ int32, int64, uint8, uint32, uint64 = (
 )
 float32 = cast(Callable[[float], float], np.float32)
 
-# Without Numba's runtime nothing can be allocated, and no reference counted: counting took half
+# Without Numba's runtime nothing can be allocated, and no reference counted: which took half
 # of the time to make a world. Division follows IEEE 754, and sums are never reordered.
 _njit = cast(Callable[..., Any], numba.njit)
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
@@ -45,12 +45,12 @@ def inlined(function: Function) -> Function:
 
 
 def kernel(build: Callable[[int], Function]) -> Function:
-    """Compile the function that ``build(digest)`` returns on its first call, and keep it on disk.
+    """Compile the function that ``build(digest)`` returns on its first call, and store it on disk.
 
     It releases the interpreter's lock.
 
     Args:
-        build: Returns a function that refers to ``digest``, which so becomes part of its key.
+        build: Returns a function that refers to ``digest``, which makes it part of the key.
     """
     rules = Path(crafter.__file__).with_name("data.yaml")
     sources = [*sorted(Path(__file__).parent.glob("*.py")), rules, Path(internals.__file__)]

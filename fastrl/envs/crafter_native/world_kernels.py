@@ -23,16 +23,16 @@ _BALANCE_EVERY = 10
 class Game(NamedTuple):
     """Settings and memory of all worlds of a batch."""
 
-    reach: int  # objects fewer steps than this away from the player act
-    # Steps after which an episode is truncated; a number that is never reached for no limit.
+    reach: int  # objects closer to the player than this act
+    # Steps after which an episode is truncated; an unreachable number for no limit.
     length: int
-    # ``[k] float64``: light at each step of an episode, for more steps than any world has taken.
+    # ``[k] float64``: light at each step of an episode, for more steps than any world has made.
     daylight: NDArray[np.float64]
     symbolic: bool  # whether symbols are observed instead of pixels
-    layout: Geometry  # where things are in the image
-    pictures: Pictures  # their pixels
-    render_scratch: RenderScratch  # memory to draw with
-    world_scratch: WorldScratch  # memory to make worlds with
+    layout: Geometry  # layout of the image
+    pictures: Pictures  # pixels of its parts
+    render_scratch: RenderScratch  # temporary memory for drawing
+    world_scratch: WorldScratch  # temporary memory for new worlds
 
 
 class StepResults(NamedTuple):
@@ -40,11 +40,11 @@ class StepResults(NamedTuple):
 
     reward: NDArray[np.float64]  # ``[n] float64``
     terminated: NDArray[np.bool_]  # ``[n] bool``: the player died
-    truncated: NDArray[np.bool_]  # ``[n] bool``: the time was up, and the player alive
+    truncated: NDArray[np.bool_]  # ``[n] bool``: at the time limit, with the player alive
     # ``[n, achievements] int32``: counts of each world's last finished episode.
     achievements: NDArray[np.int32]
-    inventory: NDArray[np.int32]  # ``[n, items] int32``: what its player had when it ended
-    player_pos: NDArray[np.int32]  # ``[n, 2] int32``: where it was
+    inventory: NDArray[np.int32]  # ``[n, items] int32``: the player's at the end
+    player_pos: NDArray[np.int32]  # ``[n, 2] int32``: the player's position at the end
 
 
 class Screens(NamedTuple):
@@ -63,9 +63,9 @@ def _advance(here: World, action: int, daylight: float, reach: int) -> float:
 
     Args:
         here: The world; its ``steps`` already count this step.
-        action: What the player does, ``0 <= action < 17``.
+        action: Action of the player, ``0 <= action < 17``.
         daylight: Between 0 and 1.
-        reach: Objects fewer steps than this away from the player act.
+        reach: Objects closer to the player than this act.
     """
     record = here.record
     # Objects that appear in this step act in the next one.
@@ -84,7 +84,7 @@ def _advance(here: World, action: int, daylight: float, reach: int) -> float:
 
 @compiled
 def _reward(here: World) -> float:
-    """Return a tenth of the health gained, and 1 where something was achieved the first time."""
+    """Return a tenth of the gained health, plus 1 for each new achievement."""
     record, health = here.record, here.inventory[rules.HEALTH]
     reward: float = (health - record.reward_health) / 10
     record.reward_health = health
@@ -151,9 +151,9 @@ def reset_worlds(digest: int) -> Callable[..., None]:
         """Start an episode in every world.
 
         Args:
-            worlds: Of n environments.
-            game: What they share.
-            seeds: ``[n] int64``: seeds of the worlds' random streams; a world is left alone where
+            worlds: State of n environments.
+            game: Shared settings and memory.
+            seeds: ``[n] int64``: seeds of the worlds' random streams; a world does not change if
                 it is negative.
             screens: Written.
         """
@@ -170,7 +170,7 @@ def reset_worlds(digest: int) -> Callable[..., None]:
 
 @kernel
 def step_worlds(digest: int) -> Callable[..., int]:
-    """Return the kernel that steps every world, and starts the next episode where one ends."""
+    """Return the kernel that steps every world, and starts the next episode if one ends."""
 
     def step_worlds(
         worlds: World,
@@ -181,17 +181,17 @@ def step_worlds(digest: int) -> Callable[..., int]:
         screens: Screens,
         final: Screens,
     ) -> int:
-        """Step every world; return how many episodes ended.
+        """Step every world; return the number of episodes that ended.
 
         Args:
-            worlds: Of n environments.
-            game: What they share.
-            actions: ``[n] int64``. Where one is not of the 17, nothing is stepped and the result
+            worlds: State of n environments.
+            game: Shared settings and memory.
+            actions: ``[n] int64``. If one is not of the 17, nothing is stepped and the result
                 is ``-1 - index``.
-            next_seeds: ``[n] int64``: seeds of the worlds that follow.
+            next_seeds: ``[n] int64``: seeds of the next worlds.
             outcome: Written.
             screens: Written.
-            final: Written where an episode ended.
+            final: Written for environments whose episode ended.
         """
         _ = digest
         for index in range(len(actions)):

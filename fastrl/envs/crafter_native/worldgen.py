@@ -1,11 +1,11 @@
 """A new world from a seed: terrain from noise, then creatures.
 
-Random numbers are drawn cell by cell, only where the original draws them; noise that cannot change
-what a cell becomes is not computed.
+Random numbers are drawn cell by cell, only if the original draws them; noise that cannot change
+the material of a cell is not computed.
 
-The one inexact step is an exponential: the original's, NumPy's, may differ from the compiled one in
-its last bit, and so do NumPy's on different processors. That changes a world only where a number is
-within 1e-16 of a threshold.
+Only an exponential is inexact: NumPy's, in the original, may differ from the compiled one in its
+last bit, as it does on different processors. A world changes only if a number is within 1e-16 of
+a threshold.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WorldScratch(NamedTuple):
     source: Permutation  # ``[256] int64``
     # ``[5, width, height] float64``: the layers of noise that every cell needs.
     layers: NDArray[np.float64]
-    tunnels: NDArray[np.bool_]  # ``[width, height] bool``: cells of tunnels, where skeletons live
+    tunnels: NDArray[np.bool_]  # ``[width, height] bool``: cells of tunnels, with skeletons
 
 
 def world_scratch(area: tuple[int, int]) -> WorldScratch:
@@ -64,7 +64,7 @@ def generate(new: World, seed: int, scratch: WorldScratch) -> None:
         for y in range(height):
             material = new.material[x, y]
             new.chunk_materials[world.chunk_of(new, x, y), material] += 1
-            # A call passes the whole world, which would be slow for every cell.
+            # Not a call for every cell, as a call passes the whole world.
             if rules.CAN_HOLD_OBJECT[material]:
                 _populate(new, material, scratch.tunnels[x, y], x, y)
 
@@ -108,7 +108,7 @@ def _compute_layers(scratch: WorldScratch) -> None:
 
 @compiled
 def _lay_terrain(scratch: WorldScratch, stream: Stream, terrain: NDArray[np.uint8]) -> None:
-    """Write what every cell is made of, and which cells are part of a tunnel."""
+    """Write the material of every cell, and the cells of tunnels."""
     scratch.tunnels[:] = False
     width, height = terrain.shape
     for x in range(width):
@@ -120,7 +120,7 @@ def _lay_terrain(scratch: WorldScratch, stream: Stream, terrain: NDArray[np.uint
 
 @compiled
 def _material(scratch: WorldScratch, stream: Stream, x: int, y: int, start: float) -> int:
-    """Return the material of a cell that is 4 less ``start`` away from the player."""
+    """Return the material of a cell at a distance of 4 - ``start`` from the player."""
     noise = scratch.permutation
     layers = scratch.layers
     start += 2 * layers[0, x, y]

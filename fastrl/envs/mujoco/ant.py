@@ -1,4 +1,4 @@
-"""Ant: a robot on four legs that is paid for moving forward, and feels contacts."""
+"""Ant: a robot on four legs that is rewarded for moving forward, and observes contacts."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class AntV5(HealthyRobot):
         }
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return whose torso is at a healthy height, in a finite state, ``[n]``."""
+        """Return flags of robots with a finite state and a torso at a healthy height, ``[n]``."""
         low, high = self.params.healthy_z_range
         height = now.qpos[:, 2]
         finite = np.isfinite(now.qpos).all(1) & np.isfinite(now.qvel).all(1)

@@ -1,4 +1,4 @@
-"""Reacher and Pusher: arms that are paid for being near something."""
+"""Reacher and Pusher: arms that are rewarded for being near a target."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class ReacherV5(MujocoBatchedEnv):
         }
 
     def _offset(self, now: Fields) -> NDArray[Any]:
-        """Return the way from the target to the fingertip, ``[n, 3]``."""
+        """Return the vector from the target to the fingertip, ``[n, 3]``."""
         return now.xpos[:, self._fingertip] - now.xpos[:, self._target]
 
 
 class ReacherV4(ReacherV5):
-    """Gymnasium's Reacher-v4, whose reward is for where the fingertip was before the step."""
+    """Gymnasium's Reacher-v4, whose reward is for the fingertip's position before the step."""
 
     id = "Reacher-v4"
 

@@ -16,7 +16,7 @@
         def terminated(self, now):
             return now.qpos[:, 0] < 0.1
 
-The class is a factory that `fastrl.envs.EnvFactory` understands: ``my_module:Jumper``. Its
+The class is a factory for `fastrl.envs.EnvFactory`: ``my_module:Jumper``. Its
 `single` is one environment behind gymnasium's interface, a batch of one.
 """
 
@@ -65,10 +65,10 @@ class Step:
 
     Attributes:
         now: Fields after the step.
-        action: ``[n, nu]`` float32 (float64 where gymnasium's interface was given that), as passed
+        action: ``[n, nu]`` float32 (float64 if it was passed to gymnasium's interface), as passed
             to MuJoCo, which clamps it to the actuators' ranges.
-        before: What `MujocoBatchedEnv.tracked` returned before the step.
-        after: What it returned after the step.
+        before: Result of `MujocoBatchedEnv.tracked` before the step.
+        after: Result of it after the step.
         terminated: ``[n]`` bool, as `MujocoBatchedEnv.terminated` returned it; None for never.
     """
 
@@ -82,9 +82,9 @@ class Step:
 class MujocoBatchedEnv(ABC):
     """n environments with one MuJoCo model; see `BatchedEnv` for the contract of its methods.
 
-    Everything is float64 inside; observations and rewards are cast to the dtype of the views they
+    Computations use float64; observations and rewards are cast to the dtype of the views they
     are written to, which may be float64. Functions that a subclass defines work on ``[n, …]`` rows
-    and must treat them alike.
+    and must treat all rows in the same way.
 
     Attributes:
         spec: Spaces and fields of each environment.
@@ -92,11 +92,11 @@ class MujocoBatchedEnv(ABC):
         physics: The simulations.
         params: The keyword arguments, an instance of `Params`.
         terms: Terms of the last step's rewards, by name.
-        dt: Seconds of simulated time per step; ``[n]`` where the time step is randomised.
+        dt: Seconds of simulated time per step; ``[n]`` if the time step is randomised.
     """
 
     id: ClassVar[str] = ""
-    """Name in messages; the class's own where empty."""
+    """Name in messages; by default the name of the class."""
     xml_file: ClassVar[str]
     """Path of the MJCF file; gymnasium's own asset unless it starts with ``/``, ``.`` or ``~``."""
     frame_skip: ClassVar[int]
@@ -123,14 +123,14 @@ class MujocoBatchedEnv(ABC):
             num_envs: Number of environments, n.
             max_episode_steps: Time limit in steps; None keeps the class's, -1 is no limit.
             randomize: Distributions of fields of the model; see `fastrl.envs.mujoco.randomization`.
-            num_threads: Threads that step; one is right inside an env worker.
-            action_bounds: How actions are kept inside the actuators' ranges before anything is
-                computed from them; None leaves that to MuJoCo, so that costs are those of the
-                actions as given, as in gymnasium's robots.
+            num_threads: Number of threads that step; use one inside an env worker.
+            action_bounds: ``clip`` or ``squash``: conversion of actions to the actuators' ranges
+                before rewards are computed; None leaves that to MuJoCo, so that costs are those of
+                the actions as given, as in gymnasium's robots.
             **kwargs: Fields of `Params`.
 
         Raises:
-            EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
+            EnvError: An argument is unknown or invalid, or the model cannot be loaded.
         """
         self.num_envs = whole("num_envs", num_envs)
         num_threads = whole("num_threads", num_threads)
@@ -164,7 +164,7 @@ class MujocoBatchedEnv(ABC):
         self._looked = False
 
     def __init_subclass__(cls) -> None:
-        """Let subclasses without an id go by their names."""
+        """Use the name of a subclass without an id."""
         super().__init_subclass__()
         cls._name = cls.id or cls.__name__
 
@@ -175,13 +175,13 @@ class MujocoBatchedEnv(ABC):
         return ()
 
     def setup(self) -> None:  # noqa: B027
-        """Look up what the functions below need, once the model is loaded."""
+        """Look up indices and the like for the functions below, after the model is loaded."""
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw where one environment's episode starts.
+        """Draw the first state of one environment's episode.
 
         Args:
-            generator: The environment's own, as gymnasium seeds it.
+            generator: Generator of the environment, seeded as in gymnasium.
 
         Returns:
             qpos: ``[nq]``.
@@ -195,14 +195,14 @@ class MujocoBatchedEnv(ABC):
 
     @abstractmethod
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
-        """Return parts ``[n, k]`` of the observation, which are written side by side."""
+        """Return parts ``[n, k]`` of the observation, which are concatenated."""
 
     @abstractmethod
     def reward(self, step: Step) -> Terms:
         """Return the terms that add up to the reward: ``[n]``, or one number for all."""
 
     def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
-        """Return which episodes reached a terminal state, ``[n]`` bool; None for none ever."""
+        """Return flags of terminal states, ``[n]`` bool; None if there are no terminal states."""
         return None
 
     # Methods that a sampler calls.
@@ -210,14 +210,14 @@ class MujocoBatchedEnv(ABC):
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every environment; see `BatchedEnv.reset`.
 
-        An environment's first observation is the one gymnasium's gives for the same seed.
+        An environment's first observation equals gymnasium's for the same seed.
 
         Raises:
             EnvError: There is not one seed per environment.
         """
         self._shapes.check_seeds(seeds)
         self._generators = [np_random(int(seed))[0] for seed in seeds]
-        # A stream of their own, so that the draws of `initial` are gymnasium's either way.
+        # A separate stream, so that the draws of `initial` equal gymnasium's in any case.
         self._parameter_generators = [
             np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=(1,)))
             for seed in seeds
@@ -231,7 +231,7 @@ class MujocoBatchedEnv(ABC):
             observation: One array ``[n, size]``, written.
 
         Raises:
-            EnvError: They were never seeded by `reset`.
+            EnvError: The environments were never seeded by `reset`.
         """
         self._check_seeded()
         self._start_all(observation, first=False)
@@ -240,8 +240,8 @@ class MujocoBatchedEnv(ABC):
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: It was never reset, the views do not fit, MuJoCo reports that an environment
-                is unstable (names it by index), or a function of the subclass returns a wrong type
+            EnvError: It was never reset, the views are invalid, MuJoCo reports that an environment
+                is unstable (with its index), or a function of the subclass returns a wrong type
                 or shape.
         """
         self._check_seeded()
@@ -275,9 +275,9 @@ class MujocoBatchedEnv(ABC):
             self._begin_next(ended, views)
 
     def get_state(self) -> State:
-        """Return everything that later steps depend on; see `fastrl.envs.state`.
+        """Return the state on which later steps depend; see `fastrl.envs.state`.
 
-        A subclass whose functions keep values in attributes adds these, and restores them in
+        A subclass whose functions store values in attributes adds these, and restores them in
         `set_state`.
         """
         return {
@@ -289,10 +289,10 @@ class MujocoBatchedEnv(ABC):
         }
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned, after a reset.
+        """Restore a state of `get_state`, after a reset.
 
         Raises:
-            StateError: It is another environment's, or of another number of environments.
+            StateError: It belongs to another environment or another number of environments.
         """
         elapsed = fitting(state, "elapsed", self._deadlines)
         self.physics.set_state(state["physics"])
@@ -324,11 +324,11 @@ class MujocoBatchedEnv(ABC):
 
         Args:
             render_mode: ``rgb_array`` or None.
-            view: How pictures are taken.
-            **kwargs: Those of the class; ``action_bounds`` is None by default.
+            view: Size and camera of pictures.
+            **kwargs: Arguments of the class; ``action_bounds`` is None by default.
 
         Raises:
-            EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
+            EnvError: An argument is unknown or invalid, or the model cannot be loaded.
         """
         batched = cls(1, **kwargs)
         if "action_bounds" not in kwargs:
@@ -342,7 +342,7 @@ class MujocoBatchedEnv(ABC):
     def _start_all(self, observation: Rows, *, first: bool) -> None:
         self._shapes.check_restart(observation)
         self._clock = 0
-        # The model may have been given other time steps since.
+        # The model's time steps may have changed.
         self.dt = _dt(self.physics, self._nstep)
         self._restart(np.arange(self.num_envs), first=first)
         self._tracked = self._track()
@@ -382,24 +382,24 @@ class MujocoBatchedEnv(ABC):
 
     def _track(self) -> Any:
         tracked = self.tracked(self.physics.now)
-        # Fields are overwritten by the next step, and what is tracked may be a view of them.
+        # The next step overwrites fields, of which the tracked array may be a view.
         return None if tracked is None else np.array(tracked)
 
 
 class SingleMujocoEnv(SingleBatchedEnv):
     """A batch of one behind gymnasium's interface, to evaluate and to record.
 
-    Observations are float64, and ``info`` holds the terms of the reward.
+    Observations are float64, and ``info`` has the terms of the reward.
     """
 
     def __init__(
         self, batched: MujocoBatchedEnv, view: View, render_mode: str | None = None
     ) -> None:
-        """Take over ``batched``, which holds a single environment.
+        """Own ``batched``, which has a single environment.
 
         Raises:
             ArgumentError: The render mode is unknown.
-            EnvError: ``batched`` holds several.
+            EnvError: ``batched`` has several environments.
         """
         super().__init__(
             batched,
@@ -463,7 +463,7 @@ def parse(name: str, params: type[Any], kwargs: Mapping[str, Any]) -> Any:
     """Return the keyword arguments as an instance of ``params``.
 
     Raises:
-        EnvError: One is unknown, or of another kind than its default.
+        EnvError: An argument is unknown, or has another type than its default.
     """
     known = {field.name: field for field in fields(params)}
     for key, value in kwargs.items():
@@ -471,7 +471,7 @@ def parse(name: str, params: type[Any], kwargs: Mapping[str, Any]) -> Any:
             hint = nearest(key, known) or f"; it takes {', '.join(known) or 'no arguments'}"
             raise EnvError(f"'{name}' takes no '{key}'{hint}")
         default = known[key].default
-        # One that may be of several kinds is left to the code that uses it.
+        # An argument of several types is checked by the code that uses it.
         if "|" not in str(known[key].type) and not _resembles(value, known[key]):
             raise EnvError(f"'{name}': {key} should be like {default!r}, got {brief(value)}")
         if key in _NOT_NEGATIVE and value < 0:

@@ -1,4 +1,4 @@
-"""Humanoid and HumanoidStandup: robots on two legs, which feel inertia, actuation and contacts."""
+"""Humanoid and HumanoidStandup: bipeds that observe inertia, actuation and contacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastrl.envs.mujoco.robot_terms import (
 
 @dataclass(frozen=True, kw_only=True)
 class _Observed:
-    """Which parts of the observation of a humanoid are left out."""
+    """Parameters for the parts of a humanoid's observation."""
 
     exclude_current_positions_from_observation: bool = True
     include_cinert_in_observation: bool = True
@@ -35,7 +35,7 @@ class _Observed:
 class _Humanoid(Robot):
     """Observes inertia and velocities of its bodies, actuation and contact forces.
 
-    Not those of the immovable world, nor the actuation of the free joint, unlike version 4.
+    Unlike version 4, it leaves out the immovable world and the actuation of the free joint.
     """
 
     frame_skip = 5
@@ -101,7 +101,7 @@ class HumanoidV5(_Humanoid, HealthyRobot):
         }
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return whose torso is at a healthy height, ``[n]``."""
+        """Return flags of robots with a torso at a healthy height, ``[n]``."""
         return inside(now.qpos[:, 2], self.params.healthy_z_range)
 
 
@@ -152,7 +152,7 @@ class HumanoidStandupV5(_Humanoid):
 
     def reward(self, step: Step) -> Terms:
         params = self.params
-        # Gymnasium takes the argument uph_cost_weight and leaves it out of the reward.
+        # Gymnasium accepts the argument uph_cost_weight, but does not use it in the reward.
         height = step.now.qpos[:, 2] / self.physics.parameter("timestep")
         impact = (params.impact_cost_weight, params.impact_cost_range)
         return {
@@ -181,6 +181,6 @@ class HumanoidStandupV4(HumanoidStandupV5):
 
 
 def _everything(now: Fields, skipped: int) -> Sequence[NDArray[Any]]:
-    """Return all that version 4 observes, the immovable world's rows included."""
+    """Return the observation of version 4, which includes the immovable world's rows."""
     bodies = (flat(now.cinert), flat(now.cvel))
     return now.qpos[:, skipped:], now.qvel, *bodies, now.qfrc_actuator, flat(now.cfrc_ext)

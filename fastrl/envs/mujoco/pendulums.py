@@ -1,4 +1,4 @@
-"""InvertedPendulum and InvertedDoublePendulum: poles on a cart that are paid for staying up."""
+"""InvertedPendulum and InvertedDoublePendulum: poles on a cart that are rewarded for staying up."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InvertedPendulumV5(Robot):
 
 
 class InvertedPendulumV4(InvertedPendulumV5):
-    """Gymnasium's InvertedPendulum-v4, which pays for the last step as well."""
+    """Gymnasium's InvertedPendulum-v4, which rewards the last step, too."""
 
     id = "InvertedPendulum-v4"
 
@@ -89,7 +89,7 @@ class InvertedDoublePendulumV5(Robot):
 
 
 class InvertedDoublePendulumV4(InvertedDoublePendulumV5):
-    """Gymnasium's InvertedDoublePendulum-v4, which pays for the last step as well."""
+    """Gymnasium's InvertedDoublePendulum-v4, which rewards the last step, too."""
 
     id = "InvertedDoublePendulum-v4"
 

@@ -1,7 +1,7 @@
-"""n simulations of one MuJoCo model, which one call steps.
+"""n simulations of one MuJoCo model, stepped by one call.
 
 A batch of `fastrl.envs.mujoco.simulations` keeps a state vector per simulation and one ``mjData``
-per thread, so that what a step touches stays in cache however many simulations there are. The state
+per thread, so that the memory of a step stays in the cache for any number of simulations. The state
 is ``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping a separate ``mjData``.
 """
 
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 _STATE = ("qpos", "qvel", "ctrl")
 # Fields that MuJoCo computes after the constraint solver, and only on request.
 _POST_CONSTRAINT = frozenset({"cacc", "cfrc_int", "cfrc_ext"})
-# Values of the model with which the dynamics mean nothing; MuJoCo steps some of them to NaN.
+# Values of the model without meaningful dynamics; for some of them MuJoCo returns NaN.
 _POSITIVE = frozenset({"body_inertia", "body_mass", "geom_size", "timestep"})
 _NOT_NEGATIVE = frozenset(
     {"density", "dof_armature", "dof_frictionloss", "geom_friction", "viscosity"}
@@ -43,7 +43,7 @@ def bound(name: str) -> str:
 
 
 def within(name: str, values: NDArray[Any], base: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which values of a field are finite and as `bound` says; ``base``: the model's."""
+    """Return flags of values that are finite and within `bound`; ``base``: the model's."""
     fits: NDArray[np.bool_] = np.isfinite(values)
     if name in _POSITIVE:
         fits &= (values > 0) | ((values == 0) & (base <= 0))
@@ -55,7 +55,7 @@ def within(name: str, values: NDArray[Any], base: NDArray[Any]) -> NDArray[np.bo
 class Fields:
     """Fields of ``mjData`` by MuJoCo's names, each ``[n, *shape]`` with one row per simulation.
 
-    ``qpos``, ``qvel`` and ``ctrl`` are always there; others where the environment reads them.
+    ``qpos``, ``qvel`` and ``ctrl`` are always available; others if the environment reads them.
     """
 
     qpos: Floats
@@ -67,7 +67,7 @@ class Fields:
         self.__dict__.update(arrays)
 
     def __getattr__(self, name: str) -> Floats:
-        """Explain which field is missing.
+        """Raise an error that names the missing field.
 
         Raises:
             AttributeError: The environment does not read the field.
@@ -92,7 +92,7 @@ class Physics:
             path: An MJCF file.
             num_sims: Number of simulations, n.
             fields: Fields of ``mjData`` that are read, beyond ``qpos``, ``qvel`` and ``ctrl``.
-            num_threads: Threads that share the simulations.
+            num_threads: Number of threads that share the simulations.
 
         Raises:
             EnvError: The model cannot be loaded, or has no such field.
@@ -122,11 +122,11 @@ class Physics:
     def step(self, nstep: int) -> None:
         """Advance every simulation by ``nstep`` time steps under ``now.ctrl``.
 
-        Fields derived from the state are then as `mj_step` leaves them: those of the last
+        Fields derived from the state are then as after `mj_step`: those of the last
         evaluation of the dynamics, before the state was advanced.
 
         Raises:
-            EnvError: MuJoCo gave up on a simulation; names it by index.
+            EnvError: MuJoCo failed in a simulation; the error names its index.
         """
         try:
             self._step(nstep)
@@ -134,12 +134,12 @@ class Physics:
             raise _failed("step", error) from error
 
     def restart(self, rows: Rows, qpos: Floats, qvel: Floats) -> None:
-        """Reset simulations, a mask or sorted indices, place them, and evaluate their fields.
+        """Reset simulations, given by a mask or sorted indices, and evaluate their fields.
 
         ``qpos [k, nq]`` and ``qvel [k, nv]`` may be one row for all.
 
         Raises:
-            EnvError: MuJoCo gave up on a simulation; names it by index.
+            EnvError: MuJoCo failed in a simulation; the error names its index.
         """
         now = self.now
         self._state[rows] = self._initial
@@ -150,7 +150,7 @@ class Physics:
         except RuntimeError as error:
             raise _failed("reset", error) from error
         for name in self._cleared:
-            # Else they would be those of the simulation that the thread stepped last.
+            # Otherwise they would be those of the simulation that the thread stepped last.
             getattr(now, name)[rows] = 0.0
 
     def get_state(self) -> State:
@@ -160,10 +160,10 @@ class Physics:
         return {"state": self._state.copy(), "fields": fields, "parameters": parameters}
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned; then `derive` what depends on parameters.
+        """Restore a state of `get_state`; call `derive` afterwards for parameters.
 
         Raises:
-            StateError: It is of other simulations.
+            StateError: It belongs to other simulations.
         """
         pairs = [(fitting(state, "state", self._state), self._state)]
         kinds = {"fields": vars(self.now), "parameters": self._expanded}
@@ -173,7 +173,7 @@ class Physics:
             live[...] = saved
 
     def expand(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` per-simulation values of a field of the model, to be written.
+        """Return writable ``[n, *shape]`` per-simulation values of a field of the model.
 
         Fields of ``mjOption`` (``gravity``, ``timestep``) count as the model's.
 
@@ -190,10 +190,10 @@ class Physics:
         return self._expanded[name]
 
     def assign(self, name: str, values: Sequence[Any]) -> None:
-        """Give every simulation its own value of a field of the model; see `expand`.
+        """Set a field of the model separately for every simulation; see `expand`.
 
         Raises:
-            EnvError: The model has no such field, or a value does not fit.
+            EnvError: The model has no such field, or a value is invalid.
         """
         rows = self.expand(name)
         base = rows[0].copy()
@@ -219,7 +219,7 @@ class Physics:
             raise _failed("mj_setConst", error) from error
 
     def parameter(self, name: str) -> NDArray[Any]:
-        """Return a field of the model: ``[n, *shape]`` where it is expanded, else ``[*shape]``."""
+        """Return a field of the model: ``[n, *shape]`` if it is expanded, else ``[*shape]``."""
         if name in self._expanded:
             return self._expanded[name]
         return np.asarray(getattr(owner_of(self.model, name), name))
@@ -257,8 +257,8 @@ def _load(path: Path, *, contact_forces: bool) -> mujoco.MjModel:
     if not 0 < model.opt.timestep < np.inf:
         raise EnvError(f"'{path}': the option timestep must be above 0 s, got {model.opt.timestep}")
     if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
-        # This solver knows no islands, yet MuJoCo searches for them: 4 % of a humanoid's step.
-        # Newton's solves by island, and without them differs in the last bits, if rarely.
+        # This solver does not use islands, but MuJoCo searches for them: 4 % of a humanoid's step.
+        # Newton's solver uses them, and without them may differ in the last bits.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
     return model
 
@@ -288,7 +288,7 @@ _Compute = ctypes.CFUNCTYPE(None, _Pointer, _Pointer, _Int, _Int)
 
 
 class _Plugin(ctypes.Structure):
-    """``mjpPlugin`` of mjplugin.h; every callback is a pointer, null where there is none."""
+    """``mjpPlugin`` of mjplugin.h; every callback is a pointer, null without one."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -314,9 +314,9 @@ class _Plugin(ctypes.Structure):
 def register_contact_forces() -> _Plugin:
     """Register an engine plugin that evaluates ``mj_rnePostConstraint`` as a step ends.
 
-    `mj_step` leaves ``cfrc_ext``, ``cfrc_int`` and ``cacc`` alone unless a sensor needs them, and
-    such a sensor sees only the first stage of a Runge-Kutta step. Called from where plugins
-    advance, they equal those of a call after the step. The C function serves as the
+    `mj_step` does not compute ``cfrc_ext``, ``cfrc_int`` and ``cacc`` unless a sensor needs them,
+    and such a sensor sees only the first stage of a Runge-Kutta step. If they are computed when
+    plugins advance, they equal those of a call after the step. The C function is the
     callback itself: no Python runs in a step. An evaluation takes 0.4 µs on the ant's model, of
     25 µs per substep.
 

@@ -1,7 +1,7 @@
 """Domain randomisation: fields of the model drawn from distributions, per environment and episode.
 
-A specification maps fields of ``mjModel`` (or of its options, such as ``gravity``) to what is done
-to the model's own value::
+A specification maps fields of ``mjModel`` (or of its options, such as ``gravity``) to a change of
+the model's own value::
 
     body_mass:      {scale: {uniform: [0.8, 1.2]}}
     geom_friction:  {scale: {log_uniform: [0.5, 2]}, of: [floor], shared: true}
@@ -38,10 +38,10 @@ _OPERATIONS: dict[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
     "set": lambda base, drawn: np.broadcast_to(drawn, base.shape),
 }
 _TRIES = 1000
-"""Draws until a normal one is within the field's bounds."""
+"""Most draws until a normal one is within the field's bounds."""
 _OPTIONS = ("of", "shared", "every")
 _EVERY = ("episode", "env")
-# Fields that no derived constant of the model depends on.
+# Fields on which no derived constant of the model depends.
 _UNDERIVED = (
     "actuator_biasprm", "actuator_ctrlrange", "actuator_forcerange", "actuator_gainprm",
     "dof_damping", "dof_frictionloss", "geom_friction", "geom_gap", "geom_margin", "geom_solimp",
@@ -61,7 +61,7 @@ _NAMED = {
 
 @dataclass(frozen=True)
 class _Rule:
-    """How one field is drawn: some elements of its rows ``values [n, *shape]``."""
+    """The rule of one field: draws some elements of its rows ``values [n, *shape]``."""
 
     name: str
     values: NDArray[Any]
@@ -90,7 +90,7 @@ class _Rule:
         """Reject a distribution with values that the field cannot take.
 
         Raises:
-            EnvError: Names such a value.
+            EnvError: There is one; the error names it.
         """
         kept = self.values[0].copy()
         try:
@@ -118,10 +118,10 @@ class Randomization:
     """Draws the parameters of n simulations."""
 
     def __init__(self, physics: Physics, specification: Mapping[str, Any]) -> None:
-        """Check a specification and give every simulation its own copy of the fields it names.
+        """Check a specification, and copy the fields that it names for every simulation.
 
         Raises:
-            EnvError: A field, option or distribution is unknown or does not fit.
+            EnvError: A field, option or distribution is unknown or invalid.
         """
         if not isinstance(specification, Mapping):
             raise EnvError(f"randomize: expected a mapping of fields, got {specification!r}")
@@ -135,7 +135,7 @@ class Randomization:
     def draw(self, rows: Rows, generators: Sequence[np.random.Generator], *, first: bool) -> None:
         """Draw the parameters of the simulations in ``rows``, from one generator of each of the n.
 
-        Rules with ``every: env`` are drawn only where this is the ``first`` draw.
+        Rules with ``every: env`` are drawn only if this is the ``first`` draw.
         """
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         rules = [rule for rule in self._rules if first or rule.every_episode]

@@ -1,8 +1,8 @@
 """Pictures of simulations by MuJoCo's renderer, on EGL, OSMesa or a window's OpenGL.
 
-``MUJOCO_GL`` selects it; otherwise those that work without a screen are tried in turn. The
-context of OpenGL is freed by `Photographer.close`, else with the photographer or at the end of the
-process, whichever comes first: before the libraries that freeing it needs are gone.
+``MUJOCO_GL`` selects one; otherwise those that work without a screen are tried in turn. The
+OpenGL context is freed by `Photographer.close`, or with the photographer, or at the end of the
+process before the libraries that are needed to free it are unloaded.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class View:
     """Size and camera of a picture.
 
     Attributes:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        camera: Name or index of one of the model's cameras, -1 for a free one that sees it all;
-            None for the model's first camera where it has one, or for a free one where
-            ``camera_config`` says what it is like.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        camera: Name or index of one of the model's cameras, -1 for a free one that shows
+            everything; None for the model's first camera if it has one, or for a free one if
+            ``camera_config`` is given.
         camera_config: Attributes of a free camera, such as ``distance``, as in gymnasium's
             ``default_camera_config``; other attributes are as in gymnasium's pictures.
-        max_geom: Geometries in a picture at most.
+        max_geom: Most geometries in a picture.
         visual_options: MuJoCo's flags of drawn elements (``mjtVisFlag``), by index.
 
     Raises:
-        EnvError: A value does not fit.
+        EnvError: A value is invalid.
     """
 
     width: int = 480
@@ -60,7 +60,7 @@ class View:
     visual_options: Mapping[int, bool] | None = None
 
     def __post_init__(self) -> None:
-        """Reject values that do not fit."""
+        """Reject invalid values."""
         for name, most in (
             ("width", _GREATEST_SIDE),
             ("height", _GREATEST_SIDE),
@@ -119,17 +119,17 @@ def _set(camera: mujoco.MjvCamera, name: str, value: Any) -> None:
 
 
 class Photographer:
-    """Takes pictures of the simulations of one `Physics`, each with its own parameters."""
+    """Draws the simulations of one `Physics`, each with its own parameters."""
 
     def __init__(self, physics: Physics, view: View) -> None:
         """Create the renderer.
 
         Raises:
-            EnvError: There is no such camera, or no OpenGL that works here.
+            EnvError: There is no such camera, or no working OpenGL.
         """
         self._physics = physics
         self._model = copy.copy(physics.model)
-        # The offscreen buffer is at least as large as the model's file says.
+        # The offscreen buffer is at least as large as in the model's file.
         size = self._model.vis.global_
         size.offwidth = max(size.offwidth, view.width)
         size.offheight = max(size.offheight, view.height)
@@ -151,7 +151,7 @@ class Photographer:
         atexit.register(self._finalizer)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
-        """Return ``[height, width, 3] uint8``: simulation ``index`` as it is now."""
+        """Return ``[height, width, 3] uint8``: the current state of simulation ``index``."""
         self._physics.copy_to(index, self._model, self._data)
         self._gl.make_current()
         mujoco.mjv_updateScene(
@@ -182,7 +182,7 @@ def _arrange(
     data: mujoco.MjData,
     config: Mapping[str, Any],
 ) -> None:
-    """Place a free camera where gymnasium places it, apart from the attributes in ``config``."""
+    """Place a free camera as in gymnasium, apart from the attributes in ``config``."""
     fresh = mujoco.MjvCamera()
     camera.azimuth, camera.elevation = fresh.azimuth, fresh.elevation
     camera.lookat[:] = np.median(data.geom_xpos, axis=0)
@@ -217,10 +217,10 @@ def camera(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
 
 
 def _open(model: mujoco.MjModel, view: View) -> tuple[mujoco.MjrContext, Any]:
-    """Return a renderer and the OpenGL context that it draws in.
+    """Return a renderer and its OpenGL context.
 
     Raises:
-        EnvError: None works.
+        EnvError: No backend works.
     """
     failures = []
     for name in _candidates():
@@ -253,7 +253,7 @@ def _candidates() -> tuple[str, ...]:
     if asked and asked not in _BACKENDS:
         raise EnvError(f"cannot render: MUJOCO_GL is '{asked}'; it may be {', '.join(_BACKENDS)}")
     if asked == "glfw" and not screen:
-        # Asked for a window without a screen, GLFW leaves half a context that cannot be freed.
+        # Without a screen, GLFW leaves an incomplete context that cannot be freed.
         raise EnvError("cannot render: MUJOCO_GL is 'glfw', and there is no screen; use egl")
     if asked:
         return (asked,)
@@ -261,7 +261,7 @@ def _candidates() -> tuple[str, ...]:
 
 
 def _free(context: mujoco.MjrContext | None, gl: Any) -> None:
-    """Free a renderer; OpenGL may be gone already, or another thread's."""
+    """Free a renderer; OpenGL may already be unloaded, or belong to another thread."""
     with suppress(Exception):
         if context is not None:
             gl.make_current()

@@ -35,21 +35,21 @@ class Robot(MujocoBatchedEnv):
 
 
 class HealthyRobot(Robot):
-    """A robot that is paid for being healthy, and may end its episode when it is not."""
+    """A robot that is rewarded for being healthy, whose episode may end when it is not."""
 
     _healthy_is_paid_always = False
     """Version 4 also rewards health in the step that ends an episode as unhealthy."""
 
     @abstractmethod
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return which robots are healthy, ``[n]``."""
+        """Return flags of healthy robots, ``[n]``."""
 
     def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
-        """Return which robots end their episodes, ``[n]``; None if health does not matter."""
+        """Return flags of robots whose episode ends, ``[n]``; None if health does not matter."""
         return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
 
     def reward_of_health(self, step: Step) -> NDArray[Any]:
-        """Return what robots are paid for being healthy, ``[n]``."""
+        """Return the reward for being healthy, ``[n]``."""
         healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
         if self._healthy_is_paid_always and self.params.terminate_when_unhealthy:
             healthy = np.ones_like(healthy)
@@ -60,14 +60,14 @@ class HealthyRobot(Robot):
 def control_cost(weight: float, action: NDArray[Any]) -> NDArray[Any]:
     """Return the weighted sum of squares of each row, ``[n]``, in the action's own dtype.
 
-    Gymnasium squares and adds float32 actions in float32, which shows in the eighth digit.
+    Gymnasium squares and adds float32 actions in float32, which changes the eighth digit.
     """
     squares: NDArray[Any] = np.square(action).sum(1)
     return weight * squares
 
 
 def inside(values: NDArray[Any], bounds: Range) -> NDArray[np.bool_]:
-    """Return where values lie strictly between two bounds."""
+    """Return flags of values strictly between two bounds."""
     low, high = bounds
     return (low < values) & (values < high)
 

@@ -34,7 +34,7 @@ _VIEW = {
     "visual_options": "visual_options",
     "width": "width",
 }
-# Those that change nothing that is stepped.
+# Arguments that do not change steps.
 _RENDERING = frozenset({*_VIEW, "camera_id", "camera_name", "render_mode"})
 
 
@@ -42,10 +42,10 @@ def build(name: str, num_envs: int, **kwargs: Any) -> MujocoBatchedEnv:
     """Build n environments by id, ``HalfCheetah-v5`` or ``fastrl/HalfCheetah-v5``.
 
     Takes gymnasium's keyword arguments for this id, and those of `MujocoBatchedEnv`. Arguments that
-    concern pictures only take effect in `make_vec` and `make_single`.
+    concern only pictures take effect in `make_vec` and `make_single`.
 
     Raises:
-        EnvError: There is no such environment, or an argument is unknown or does not fit.
+        EnvError: There is no such environment, or an argument is unknown or invalid.
     """
     env = ENVIRONMENTS.get(name.removeprefix(NAMESPACE))
     if env is None:
@@ -65,19 +65,19 @@ def make_vec(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> BatchedVectorEnv:
-    """Build n environments as a vector environment, exact to the last bit of float64.
+    """Build n environments as a vector environment, with the exact float64 numbers of gymnasium's.
 
     Args:
         name: The id.
         num_envs: Number of environments, n.
-        render_mode: ``rgb_array``, or None where nothing is drawn.
-        **kwargs: Those of `build`, gymnasium's that concern pictures, and ``copy`` and ``info`` of
-            `BatchedVectorEnv`; ``info=True`` gives the terms of the reward. Actions are taken as
-            they are given, as gymnasium's robots take them, unless ``action_bounds`` says
-            otherwise.
+        render_mode: ``rgb_array``, or None if nothing is drawn.
+        **kwargs: Arguments of `build`, gymnasium's for pictures, and ``copy`` and ``info`` of
+            `BatchedVectorEnv`; ``info=True`` returns the terms of the reward. Actions are not
+            changed, as in gymnasium's robots, unless ``action_bounds`` is
+            given.
 
     Raises:
-        EnvError: There is no such environment, or an argument is unknown or does not fit.
+        EnvError: There is no such environment, or an argument is unknown or invalid.
     """
     facade = {key: kwargs.pop(key) for key in ("copy", "info") if key in kwargs}
     view = _view(kwargs)
@@ -102,11 +102,11 @@ def make_single(
 ) -> gymnasium.Env[Any, Any]:
     """Build one environment without a time limit, to evaluate and to record.
 
-    It is gymnasium's own, which the batch equals, unless ``randomize`` draws fields of the model;
+    It is gymnasium's, which equals the batch, unless ``randomize`` draws fields of the model;
     then ``render_mode`` is ``rgb_array`` or None.
 
     Raises:
-        EnvError: An argument is unknown or does not fit.
+        EnvError: An argument is unknown or invalid.
     """
     view = _view(kwargs)
     if not randomize:
@@ -124,10 +124,10 @@ def make_single(
 
 
 def _view(kwargs: Mapping[str, Any]) -> View:
-    """Return the view that gymnasium's keyword arguments describe.
+    """Return the view for gymnasium's keyword arguments.
 
     Raises:
-        EnvError: One does not fit, or there are two cameras.
+        EnvError: An argument is invalid, or there are two cameras.
     """
     camera_id, camera_name = kwargs.get("camera_id"), kwargs.get("camera_name")
     if camera_id is not None and camera_name is not None:

@@ -1,4 +1,4 @@
-"""HalfCheetah, Hopper, Walker2d and Swimmer: planar robots that are paid for moving forward."""
+"""HalfCheetah, Hopper, Walker2d and Swimmer: planar robots that are rewarded for moving forward."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunnerParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthyParameters(RunnerParameters):
-    """A robot that is paid for being healthy, and may end its episode when it is not."""
+    """A robot that is rewarded for being healthy, whose episode may end when it is not."""
 
     ctrl_cost_weight: float = 1e-3
     reset_noise_scale: float = 5e-3
@@ -44,7 +44,7 @@ class HealthyParameters(RunnerParameters):
 
 @dataclass(frozen=True, kw_only=True)
 class HopperParameters(HealthyParameters):
-    """A healthy hopper's state is bounded as well."""
+    """A healthy hopper's state is bounded, too."""
 
     healthy_state_range: Range = (-100.0, 100.0)
     healthy_z_range: Range = (0.7, float("inf"))
@@ -52,10 +52,10 @@ class HopperParameters(HealthyParameters):
 
 
 class _Runner(Robot):
-    """Paid for the first coordinate's velocity, at the cost of control."""
+    """A robot with a reward for the first coordinate's velocity and a cost of control."""
 
     _skipped = 1
-    """Leading positions that may be left out of the observation."""
+    """Number of leading positions that may be left out of the observation."""
 
     def tracked(self, now: Fields) -> NDArray[Any]:
         return now.qpos[:, 0]
@@ -121,7 +121,7 @@ class SwimmerV4(SwimmerV5):
 
 
 class _Healthy(_Runner, HealthyRobot):
-    """A runner whose episode may end where it is unhealthy."""
+    """A runner whose episode may end when it is unhealthy."""
 
     frame_skip = 4
 
@@ -133,7 +133,7 @@ class _Healthy(_Runner, HealthyRobot):
         return {**super().reward(step), "reward_survive": self.reward_of_health(step)}
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return which robots stand upright, ``[n]``."""
+        """Return flags of upright robots, ``[n]``."""
         params = self.params
         upright = inside(now.qpos[:, 1], params.healthy_z_range)
         return upright & inside(now.qpos[:, 2], params.healthy_angle_range)
@@ -151,7 +151,7 @@ class HopperV5(_Healthy):
         frame_skip: int = 4
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return which robots stand upright in a bounded state, ``[n]``."""
+        """Return flags of upright robots in a bounded state, ``[n]``."""
         bounds = self.params.healthy_state_range
         bounded = inside(now.qpos[:, 2:], bounds).all(1) & inside(now.qvel, bounds).all(1)
         return super().healthy(now) & bounded

@@ -1,4 +1,4 @@
-"""n states of one MuJoCo model, stepped by mjbatch where it runs, else by MuJoCo's own functions.
+"""n states of one MuJoCo model, stepped by mjbatch if available, else by MuJoCo's own functions.
 
 mjbatch is compiled for one version of MuJoCo. `LoopBatch` has the part of its interface that
 `Physics` needs, runs with every version, and computes the same numbers.
@@ -19,36 +19,39 @@ from numpy.typing import NDArray
 Rows = NDArray[np.bool_] | NDArray[np.intp]
 
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-# Parts of the state by the name of the field of `mjData`, where that is not the part's own.
+# Parts of the state by field of `mjData`, if their names differ.
 _OTHER_NAMES = {"warmstart": "qacc_warmstart"}
-# Fields of `mjData` that lie in its arena, where their sizes change from step to step.
+# Fields in the arena of `mjData`, whose sizes change from step to step.
 _ARENA = ("contact", "efc_", "iefc_", "island_", "map_", "dof_island", "tendon_efcadr")
 _NUMBERS = "biuf"
 
 
 class Simulations(Protocol):
-    """Simulations of one model; every array has one row per simulation and is live."""
+    """Simulations of one model; every array has one row per simulation and is live.
+
+    `bind` and `expand` raise a ValueError for unknown fields.
+    """
 
     def bind(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` of a field of ``mjData``, or ``state``; ValueError: no such."""
+        """Return ``[n, *shape]`` of a field in ``mjData``, or ``state``."""
 
     def expand(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` own values of a field of the model; ValueError: no such."""
+        """Return ``[n, *shape]`` own values of a field of the model."""
 
     def step(self, *, nstep: int) -> None:
-        """Advance all by ``nstep`` time steps; RuntimeError: MuJoCo gave up on one."""
+        """Advance all by ``nstep`` time steps; raise a RuntimeError if MuJoCo fails."""
 
     def forward(self, ids: Rows) -> None:
-        """Evaluate the dynamics of some; RuntimeError: MuJoCo gave up on one."""
+        """Evaluate the dynamics of some; raise a RuntimeError if MuJoCo fails."""
 
     def set_const(self, ids: Rows) -> None:
-        """Recompute derived fields of some models; RuntimeError: MuJoCo gave up on one."""
+        """Recompute derived fields of some models; raise a RuntimeError if MuJoCo fails."""
 
 
 def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> Simulations:
-    """Return ``num_sims`` simulations of a model, shared by threads where mjbatch is there.
+    """Return ``num_sims`` simulations of a model, shared by threads if mjbatch is available.
 
-    Later changes to the model do not reach them.
+    Later changes of the model have no effect on them.
     """
     accelerated = accelerator()
     if accelerated is None:
@@ -59,12 +62,12 @@ def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> Simulat
 
 @cache
 def accelerator() -> Callable[[mujoco.MjModel, int, int], Any] | None:
-    """Return mjbatch's class, or None where it is missing or made for another MuJoCo."""
+    """Return mjbatch's class, or None if it is missing or made for another MuJoCo."""
     try:
         needs = metadata.requires("mjbatch") or []
         pinned = [need for need in needs if need.startswith("mujoco==")]
         if pinned and f"mujoco=={mujoco.__version__}" not in pinned:
-            # From another folder of packages it would load a second MuJoCo beside this one.
+            # From another directory of packages it would load a second MuJoCo.
             return None
         import mjbatch
     except ImportError:
@@ -76,12 +79,12 @@ def accelerator() -> Callable[[mujoco.MjModel, int, int], Any] | None:
 class LoopBatch:
     """A loop of calls of MuJoCo's functions over n states and one ``mjData``; see `Simulations`.
 
-    One ``mjData`` stays in cache however many simulations there are. Exchanging the state takes
+    One ``mjData`` stays in the cache for any number of simulations. Exchanging the state takes
     2.4 µs per simulation and step of HalfCheetah, of 67 µs in `mj_step`.
     """
 
     def __init__(self, model: mujoco.MjModel, num_sims: int) -> None:
-        """Give every simulation the model's initial state."""
+        """Set the model's initial state in every simulation."""
         self._model = copy.copy(model)
         self._models = [self._model] * num_sims
         self._data = mujoco.MjData(self._model)
@@ -179,7 +182,7 @@ class LoopBatch:
         return bound
 
     def _part(self, name: str) -> NDArray[Any] | None:
-        """Return a view of the columns of the state that hold a field, or None."""
+        """Return a view of a field's columns of the state, or None."""
         start = 0
         for bit in range(int(mujoco.mjtState.mjNSTATE)):
             part = mujoco.mjtState(1 << bit)
@@ -195,12 +198,12 @@ class LoopBatch:
 
 
 def owner_of(model: mujoco.MjModel, name: str) -> Any:
-    """Return what has a field of the model: its options or itself."""
+    """Return the owner of a field: the model or its options."""
     return model.opt if hasattr(model.opt, name) else model
 
 
 def assign(model: mujoco.MjModel, name: str, value: Any) -> None:
-    """Give a field of the model a value of its shape."""
+    """Set a field of the model to a value of its shape."""
     owner = owner_of(model, name)
     if np.ndim(value):
         getattr(owner, name)[:] = value

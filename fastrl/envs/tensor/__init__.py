@@ -1,4 +1,4 @@
-"""Environments as pure functions of tensors; see `base` for the contract."""
+"""Environments as pure functions of tensors; `base` has their base class."""
 
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.randomize import Randomized

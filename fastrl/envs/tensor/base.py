@@ -1,4 +1,4 @@
-"""Environments as pure functions of tensors: no hidden state, and randomness comes in as noise.
+"""The base class of environments as pure functions of tensors, with randomness passed as noise.
 
 Every quantity of a state is a tensor ``[*]`` with one number per environment. ``[*]`` is empty for
 a single environment and ``[n]`` for n of them; parameters broadcast against it, so they are shared
@@ -57,17 +57,17 @@ class TensorEnv(ABC, Generic[S, P]):
         spec: Spaces and fields of one environment.
         state_type: The class of its states.
         params_type: The class of its parameters.
-        defaults: Their values in gymnasium's environment, by field of ``params_type``.
-        aliases: What gymnasium calls parameters, where that differs: their names here.
-        switches: Parameters that are 0 or 1, and the words that stand for these.
-        missing: Gymnasium's arguments that do not exist here, and what to do without them.
+        defaults: Values of gymnasium's parameters, by field of ``params_type``.
+        aliases: Gymnasium's names of parameters, if different, with the names here.
+        switches: Parameters that are 0 or 1, and the words for both values.
+        missing: Gymnasium's arguments that do not exist here, with a remedy.
         positive: Parameters that must be above 0.
         non_negative: Parameters that must be at least 0.
         ordered: Pairs of parameters of which the first must not be above the second.
-        noise_size: Random numbers that each call of `reset` and `step` consumes per environment.
+        noise_size: Number of random numbers for each call of `reset` and `step`, per environment.
         supports_gradients: Whether the dynamics can be differentiated.
-        differentiable: Whether gradients flow through `reset` and `step`. They stop where an
-            episode ends, as the next one does not depend on the last.
+        differentiable: Whether gradients flow through `reset` and `step`. They stop if an
+            episode ends, as the next one does not depend on it.
     """
 
     spec: EnvSpec
@@ -87,7 +87,7 @@ class TensorEnv(ABC, Generic[S, P]):
         """Choose whether gradients flow.
 
         Raises:
-            EnvError: They were asked for, and the environment's actions are discrete.
+            EnvError: Gradients are requested, but the environment's actions are discrete.
         """
         if differentiable and not self.supports_gradients:
             raise EnvError(
@@ -102,7 +102,7 @@ class TensorEnv(ABC, Generic[S, P]):
     ) -> P:
         """Return the parameters of gymnasium's environment, as tensors ``[]``.
 
-        States, observations and rewards take on their ``dtype``; the time limit stays int32.
+        States, observations and rewards have their ``dtype``; the time limit stays int32.
         """
         dtypes = {"max_episode_steps": torch.int32}
         values = {
@@ -118,7 +118,7 @@ class TensorEnv(ABC, Generic[S, P]):
         return self.spec.observation_space, self.spec.action_space
 
     def within(self, bounds: Bounds) -> Self:
-        """Return this environment with spaces that hold for all parameters within bounds.
+        """Return this environment with spaces for all parameters within bounds.
 
         Raises:
             EnvError: A parameter cannot have such a value.
@@ -132,7 +132,7 @@ class TensorEnv(ABC, Generic[S, P]):
         return found
 
     def fitted(self, params: P) -> Self:
-        """Return this environment with spaces that hold for these parameters.
+        """Return this environment with spaces for these parameters.
 
         Raises:
             EnvError: A parameter has an impossible value.
@@ -182,12 +182,12 @@ class TensorEnv(ABC, Generic[S, P]):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Return the noise ``[*shape, noise_size] float32`` that calls of this shape consume.
+        """Return the noise ``[*shape, noise_size] float32`` for calls of this shape.
 
         Args:
             shape: ``[]`` or ``[n]`` for one call; ``[T, n]`` for T of them.
             generator: Source of randomness; torch's default if None.
-            device: Where the noise is wanted; by default where the generator is. Noise that is
+            device: Device of the noise; by default that of the generator. Noise that is
                 drawn on one device and moved to another gives the same steps on both.
         """
         source = generator.device if generator is not None else device
@@ -216,26 +216,26 @@ class TensorEnv(ABC, Generic[S, P]):
     def step(
         self, state: S, action: Tensor, noise: Tensor, params: P
     ) -> tuple[Any, S, Tensor, Tensor, Tensor, Info]:
-        """Step once; where the episode ends, begin the next one in the same call.
+        """Step once; if the episode ends, begin the next one in the same call.
 
         Args:
-            state: The present state.
+            state: The current state.
             action: ``[*]`` int64 if discrete, else ``[*, *shape]`` floating point.
-            noise: ``[*, noise_size]``, uniform in [0, 1): what the next episode begins from.
+            noise: ``[*, noise_size]``, uniform in [0, 1): noise of the next episode's first state.
             params: The environment's parameters.
 
         Returns:
-            observation: See `observe`: the first of the next episode where one ended.
-            state: The state that belongs to it.
+            observation: See `observe`: the first of the next episode if one ended.
+            state: The state of this observation.
             reward: ``[*]``.
             terminated: ``[*]`` bool: the step led to a terminal state.
-            truncated: ``[*]`` bool: the time limit cut the episode off; never set where
-                ``terminated`` is.
-            info: ``final_observation``: what the step led to, before any reset.
+            truncated: ``[*]`` bool: the time limit truncated the episode; never set with
+                ``terminated``.
+            info: ``final_observation``: the observation after the step, before any reset.
 
         Raises:
             EnvError: Action or noise have another shape; most would silently be broadcast. Or an
-                action is not one of a discrete space, which is checked on the CPU only, as a GPU
+                action is not one of a discrete space, which is checked only on the CPU, as a GPU
                 would have to be waited for. Not checked in a graph.
         """
         if not torch.compiler.is_compiling():
@@ -259,10 +259,10 @@ class TensorEnv(ABC, Generic[S, P]):
 
 
 class TensorWrapper(TensorEnv[S, P], Generic[S, P]):
-    """A tensor environment that changes another one, whose methods it has otherwise.
+    """A tensor environment that changes some methods of another one.
 
     Args:
-        env: The other one.
+        env: The other environment.
     """
 
     def __init__(self, env: TensorEnv[Any, P]) -> None:
@@ -272,7 +272,7 @@ class TensorWrapper(TensorEnv[S, P], Generic[S, P]):
         super().__init__(differentiable=env.differentiable)
 
     def _wrap(self, env: TensorEnv[Any, P]) -> None:
-        """Set the environment and the ``spec`` that follows from it."""
+        """Set the environment, and the ``spec`` that depends on it."""
         self._env, self.spec = env, env.spec
 
     def within(self, bounds: Bounds) -> Self:
@@ -301,10 +301,10 @@ class TensorWrapper(TensorEnv[S, P], Generic[S, P]):
 
 
 def _require_shape(name: str, given: Tensor, time: Tensor, own: tuple[int, ...]) -> None:
-    """Reject tensors with neither one entry per environment nor a single one for all."""
+    """Reject tensors without one entry per environment or one for all."""
     shape = tuple(given.shape) if isinstance(given, Tensor) else None
     batch = tuple(time.shape)
-    # Parameters may have an axis that a single state has not, and the action with them.
+    # Parameters, and the action with them, may have an axis that a single state lacks.
     if shape in ((*batch, *own), own) or (
         not batch and shape and shape[len(shape) - len(own) :] == own
     ):
@@ -330,7 +330,7 @@ def _require_choice(spec: EnvSpec, action: Tensor) -> None:
 
 
 def wrong_choice(where: str, count: int, action: float) -> EnvError:
-    """Return the error of an action that is not one of a discrete space."""
+    """Return the error for an action outside of a discrete space."""
     return EnvError(f"{where}: action {action} is not one of 0 to {count - 1}")
 
 

@@ -16,7 +16,7 @@ P = TypeVar("P", bound=Limited)
 
 
 class PreviousState(NamedTuple):
-    """A state, and the step that led to it.
+    """A state, and the last action and reward.
 
     Attributes:
         inner: State of the environment itself.
@@ -36,7 +36,7 @@ class PreviousState(NamedTuple):
 
 
 class TensorEnvWithPrevious(TensorWrapper[PreviousState, P], Generic[S, P]):
-    """Observes the previous action and reward as well; see `fastrl.envs.previous_step`.
+    """Adds the previous action and reward to observations; see `fastrl.envs.previous_step`.
 
     Args:
         env: The environment, whose actions are one ``Discrete`` or a vector.

@@ -37,17 +37,17 @@ Quantile = Callable[[Tensor], Tensor]
 """Maps noise ``[*]``, uniform in [0, 1), to values ``[*]`` of a distribution, dtype kept."""
 
 _NOISE_STEP = 2**-24
-"""Noise is a multiple of this."""
+"""Step of the noise, which is a multiple of it."""
 _ENDS = torch.tensor([0.0, 1 - _NOISE_STEP])
 
 
 def quantiles(
     specification: Mapping[str, Any], known: Sequence[str]
 ) -> tuple[dict[str, Quantile], Bounds]:
-    """Return how each randomised parameter is drawn, and between which values, as ``known`` orders.
+    """Return the quantile function and the bounds of each parameter, in the order of ``known``.
 
     Raises:
-        EnvError: A parameter or distribution is unknown, or its numbers do not fit.
+        EnvError: A parameter or distribution is unknown, or its numbers are invalid.
     """
     for name in specification:
         if name not in known:
@@ -72,10 +72,10 @@ def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
 
 
 def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters, by name here or in gymnasium, by their names here, with words as numbers.
+    """Return parameters, given by names here or in gymnasium, by names here, with words as numbers.
 
     Raises:
-        EnvError: One is unknown, is given twice, or is a switch that is neither on nor off.
+        EnvError: A parameter is unknown, is given twice, or is a switch that is neither on nor off.
     """
     known, found = randomizable(env), {}
     for key, value in given.items():
@@ -104,7 +104,7 @@ def exposed(spec: EnvSpec, count: int) -> EnvSpec:
     """Return the spec of an environment that also observes ``count`` randomised parameters.
 
     Raises:
-        EnvError: There are none.
+        EnvError: There are no randomised parameters.
     """
     if count == 0:
         raise EnvError("there are no parameters to expose, since env.randomize is empty")
@@ -114,10 +114,10 @@ def exposed(spec: EnvSpec, count: int) -> EnvSpec:
 
 
 class RandomizedState(NamedTuple):
-    """A state, and the parameters that hold until its episode ends.
+    """A state, and the parameters of its episode.
 
     Attributes:
-        inner: State of the environment that is randomised.
+        inner: State of the randomised environment.
         drawn: Its randomised parameters, ``[*]`` each.
     """
 
@@ -131,10 +131,10 @@ class RandomizedState(NamedTuple):
 
 
 class Randomized(TensorWrapper[RandomizedState, P], Generic[S, P]):
-    """An environment that draws some parameters anew for every episode.
+    """An environment that draws some parameters in every episode.
 
-    They are part of the state, and ``info["params"]`` of a step has those of the state that the
-    step returned: ``[*, R]``, in the order of `names`.
+    They are part of the state, and ``info["params"]`` of a step has those of the returned
+    state: ``[*, R]``, in the order of `names`.
 
     Attributes:
         names: The randomised parameters.
@@ -148,10 +148,10 @@ class Randomized(TensorWrapper[RandomizedState, P], Generic[S, P]):
         Args:
             env: The environment.
             specification: See this module's docstring.
-            expose: Observe ``{"observation": …, "params": …}``, so that a policy sees them.
+            expose: Observe ``{"observation": …, "params": …}``, for policies that use them.
 
         Raises:
-            EnvError: A parameter or distribution is unknown, its numbers do not fit, or it draws
+            EnvError: A parameter or distribution is unknown, its numbers are invalid, or it draws
                 impossible values.
         """
         self._quantiles, bounds = quantiles(specification, randomizable(env))
@@ -168,7 +168,7 @@ class Randomized(TensorWrapper[RandomizedState, P], Generic[S, P]):
         self.spec = exposed(env.spec, len(self.names)) if self._exposes else env.spec
 
     def initial(self, noise: Tensor, params: P) -> RandomizedState:
-        """See `TensorEnv.initial`; the last columns of noise are the parameters'."""
+        """See `TensorEnv.initial`; the last columns of noise are for the parameters."""
         own = noise[..., self._env.noise_size :].unbind(-1)
         drawn = tuple(
             quantile(column.to(getattr(params, name).dtype))
@@ -179,7 +179,7 @@ class Randomized(TensorWrapper[RandomizedState, P], Generic[S, P]):
     def transition(
         self, state: RandomizedState, action: Tensor, params: P
     ) -> tuple[RandomizedState, Tensor, Tensor]:
-        """See `TensorEnv.transition`; randomised parameters are those of the state."""
+        """See `TensorEnv.transition`; randomised parameters come from the state."""
         own = self._with(params, state.drawn)
         reached, reward, terminated = self._env.transition(state.inner, action, own)
         return RandomizedState(reached, state.drawn), reward, terminated
@@ -213,7 +213,7 @@ def _quantile(drawn: Distribution) -> Quantile:
 
 
 def _pick(values: Sequence[float], noise: Tensor) -> Tensor:
-    # One comparison for each value, as a table would have to be copied to the device.
+    # One comparison for each value, to avoid copying a table to the device.
     place, picked = noise * len(values), torch.full_like(noise, values[0])
     for index, value in enumerate(values[1:], start=1):
         picked = torch.where(place >= index, value, picked)

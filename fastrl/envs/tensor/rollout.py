@@ -1,8 +1,8 @@
-"""Whole rollouts of environments on a device in one call, with the policy inside.
+"""Rollouts of environments and a policy on a device, in one call.
 
 Nothing leaves the device: T steps of n environments are one function of weights, states and noise,
-which `torch.compile` makes a graph of, so that Python is out of the loop. A `DeviceEnv` keeps its
-state itself and goes through the same loop, step by step.
+which `torch.compile` turns into a graph without Python. A `DeviceEnv` keeps its
+state itself and is stepped by the same loop.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class TensorRollout(NamedTuple):
         reward: ``[T, n]``.
         terminated: ``[T, n]`` bool.
         truncated: ``[T, n]`` bool.
-        outputs: What the policy puts out, by name ``[T, n, *shape]``, but ``value`` ``[T+1, n]``.
-        final_value: ``[T, n]``: value of the final observation where truncated, else 0; None where
+        outputs: Outputs of the policy, by name ``[T, n, *shape]``; ``value`` is ``[T+1, n]``.
+        final_value: ``[T, n]``: value of the final observation where truncated, else 0; None if
             the policy has no value.
         final_observation: By leaf ``[T, n, *shape]``: the last observation of the episode that
-            ended; other rows hold arbitrary numbers.
-        extras: What the environment declares, see `EnvSpec.extras`, by name ``[T, n, *shape]``.
+            ended; other rows are arbitrary.
+        extras: Extra fields of the environment, see `EnvSpec.extras`, by name ``[T, n, *shape]``.
         episode_return: ``[T, n]``: undiscounted return of the episode that ended, else 0.
-        episode_length: ``[T, n]`` int32: its length in steps, else 0.
-        params: ``[T+1, n, R]``: the randomised parameters; None where there are none.
-        policy_state: ``[K+1, n, S]``: the policy's state before every L-th step, reset where an
-            episode begins, with K = T / L; with row K the next rollout begins. None for a policy
+        episode_length: ``[T, n]`` int32: length of that episode in steps, else 0.
+        params: ``[T+1, n, R]``: the randomised parameters; None if there are none.
+        policy_state: ``[K+1, n, S]``: the policy's state before every L-th step, reset if an
+            episode begins, with K = T / L; row K begins the next rollout. None for a policy
             without a memory.
     """
 
@@ -63,11 +63,11 @@ class TensorRollout(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The start of a rollout: first observations, states, and returns of the episodes so far.
+    """The start of a rollout: observations, states, and returns of the episodes so far.
 
     Attributes:
         observation: By leaf ``[n, *shape]``.
-        state: States of the environments; of a `DeviceEnv` the steps of their episodes.
+        state: States of the environments; for a `DeviceEnv` the steps of their episodes.
         episode_return: ``[n]``: rewards of the episode so far.
         policy_state: ``[n, S]``: the policy's state before the first step; None without a memory.
     """
@@ -93,7 +93,7 @@ class Noise(NamedTuple):
 class Rollouts(Generic[S, P]):
     """Consecutive rollouts of one environment and one policy.
 
-    Those of a `DeviceEnv` can begin nowhere else, as it keeps its state itself.
+    Rollouts of a `DeviceEnv` must be consecutive, as it keeps its state itself.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class Rollouts(Generic[S, P]):
         steps_per_graph: int = 0,
         sequence_length: int | None = None,
     ) -> None:
-        """Prepare; what is compiled is so on the first call of each shape.
+        """Prepare; compilation happens in the first call of each shape.
 
         Args:
             env: The environment.
-            policy: Acts and values.
-            params: Parameters of a tensor environment, on the device where all is to happen.
+            policy: Policy that acts and returns values.
+            params: Parameters of a tensor environment, on the device of the rollouts.
             squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
-            steps_per_graph: How many steps `torch.compile` makes one graph of, at most; on a GPU
-                that is a CUDA graph, on a CPU it needs a C++ compiler. More take longer to
-                compile. 0 runs every operation by itself, as a `DeviceEnv` requires.
+            steps_per_graph: Most steps in a graph of `torch.compile`; on a GPU
+                it is a CUDA graph, on a CPU it needs a C++ compiler. More take longer to
+                compile. 0 runs without graphs, as a `DeviceEnv` requires.
             sequence_length: L, which divides the length of rollouts; None for that length. For a
                 policy with a memory.
 
@@ -138,7 +138,7 @@ class Rollouts(Generic[S, P]):
         self._steps_per_graph, self._sequence_length = steps_per_graph, sequence_length
         self._take_steps: Callable[..., tuple[TensorRollout, Start]] = self._steps
         if steps_per_graph:
-            # Imported here, as numba takes a fifth of a second.
+            # Imported here, as importing numba takes 0.2 s.
             from fastrl.jit import compiled_by_torch
 
             self._take_steps = compiled_by_torch(self._steps, self._device, fullgraph=True)
@@ -154,16 +154,16 @@ class Rollouts(Generic[S, P]):
         Args:
             num_envs: n.
             generator: Source of all randomness; torch's default if None.
-            weights: Of the policy, whose state begins with that of `TensorPolicy.initial_state`.
+            weights: Weights of the policy, whose first state is `TensorPolicy.initial_state`.
 
         Raises:
             ConfigError: n is below 1.
-            EnvError: A `DeviceEnv` holds another number of environments, or failed.
+            EnvError: A `DeviceEnv` has another number of environments, or failed.
         """
         whole("num_envs", num_envs)
         observation, state = self._env.begin(num_envs, generator, self._params)
         leaves = _leaves(observation)
-        # Rewards have the dtype of observed numbers, which images and masks are not.
+        # Rewards have the dtype of observed numbers, without images and masks.
         dtypes = (leaf.dtype for leaf in leaves.values() if leaf.is_floating_point())
         returns = torch.zeros(num_envs, dtype=next(dtypes, torch.float32), device=self._device)
         return Start(leaves, state, returns, self._initial_state(weights, num_envs))
@@ -175,7 +175,7 @@ class Rollouts(Generic[S, P]):
         return found.to(self._device).clone() if found.shape[1] else None
 
     def get_state(self, start: Start) -> list[Tensor]:
-        """Return the tensors of where a rollout begins, copied to the CPU."""
+        """Return the tensors of the start of a rollout, copied to the CPU."""
         found: list[Tensor] = []
 
         def keep(tensor: Tensor) -> Tensor:
@@ -186,12 +186,12 @@ class Rollouts(Generic[S, P]):
         return found
 
     def at_state(self, start: Start, state: Sequence[Any]) -> Start:
-        """Return where a rollout begins whose tensors `get_state` returned.
+        """Return the start of a rollout from tensors of `get_state`.
 
-        ``start`` is one of the same environments; it gives shapes and dtypes.
+        ``start`` is any start of the same environments, which defines shapes and dtypes.
 
         Raises:
-            StateError: They are those of other environments.
+            StateError: They belong to other environments.
         """
         own = self.get_state(start)
         kinds, found = (
@@ -221,13 +221,13 @@ class Rollouts(Generic[S, P]):
 
     @torch.no_grad()
     def run(self, weights: Weights, start: Start, noise: Noise) -> tuple[TensorRollout, Start]:
-        """Return a rollout of as many steps as there is noise for, and where the next begins."""
+        """Return a rollout with one step for each row of noise, and the start of the next."""
         steps, here = [], start
         initial = self._initial_state(weights, noise.env.shape[1])
         for part in _parts(noise, self._steps_per_graph):
             taken, here = self._take_steps(weights, here, part, initial)
             if self._steps_per_graph and self._device.type == "cuda":
-                # The next replay of the graph writes where this one wrote.
+                # The next replay of the graph overwrites the same memory.
                 taken, here = _mapped(torch.clone, taken), _mapped(torch.clone, here)
                 torch.compiler.cudagraph_mark_step_begin()
             steps.append(taken)
@@ -250,7 +250,7 @@ class Rollouts(Generic[S, P]):
     def _steps(
         self, weights: Weights, start: Start, noise: Noise, initial: Tensor | None
     ) -> tuple[TensorRollout, Start]:
-        """Return some steps; ``policy_state`` of the result is that after each, not yet reset."""
+        """Return some steps, with the ``policy_state`` after each, before a reset."""
         steps, here = [], start
         for policy_noise, env_noise in zip(noise.policy, noise.env, strict=True):
             step, here = self._step(weights, here, Noise(policy_noise, env_noise), initial)
@@ -290,7 +290,7 @@ class Rollouts(Generic[S, P]):
         return step, Start(_leaves(observation), state, torch.where(ended, 0.0, total), carried)
 
     def _segment_states(self, start: Start, done: TensorRollout, initial: Tensor) -> Tensor:
-        """Return the state before every L-th step, and that with which the next rollout begins."""
+        """Return the state before every L-th step, and the first state of the next rollout."""
         assert start.policy_state is not None
         assert done.policy_state is not None
         every = self._sequence_length or len(done.reward)
@@ -302,12 +302,12 @@ class Rollouts(Generic[S, P]):
         return self._env.info(state).get("params")
 
     def _final_value(self, weights: Weights, done: TensorRollout) -> Tensor:
-        """Return the values of the final observations where truncated, which are few."""
+        """Return the values of the final observations of truncated episodes, which are few."""
         values = torch.zeros_like(done.outputs["value"])
         index = done.truncated.nonzero(as_tuple=True)
         final = {leaf: tensor[index] for leaf, tensor in done.final_observation.items()}
         inputs, _ = split_mask(final, self._mask)
-        # The state after the step, which led to the final observation, not the one of a reset.
+        # The state after the step of the final observation, before a reset.
         further = only_given(state=None if done.policy_state is None else done.policy_state[index])
         values[index] = self._policy.value(weights, inputs, **further).to(values.dtype)
         return values
@@ -331,21 +331,21 @@ def rollout(
 ) -> TensorRollout:
     """Reset n environments and return T steps of each.
 
-    For rollouts that continue the last one, compiled or with other parameters, see
+    For consecutive rollouts, compiled or with other parameters, see
     `Rollouts`.
 
     Args:
-        env: A tensor environment, with its default parameters, where the generator is; or
-            environments that live on a device.
-        policy: Acts and values.
-        weights: Of the policy.
+        env: A tensor environment, with its default parameters, on the device of the generator; or
+            a `DeviceEnv`.
+        policy: Policy that acts and returns values.
+        weights: Weights of the policy.
         num_steps: T.
         num_envs: n.
         generator: Source of all randomness; torch's default if None.
 
     Raises:
         ConfigError: There are no steps, or no environments.
-        EnvError: A `DeviceEnv` holds another number of environments, or failed.
+        EnvError: A `DeviceEnv` has another number of environments, or failed.
     """
     device = torch.device("cpu") if generator is None else generator.device
     params = None if isinstance(env, DeviceEnv) else env.default_params(device=device)
@@ -359,7 +359,7 @@ def _leaves(observation: Any) -> dict[str, Tensor]:
 
 
 def _parts(noise: Noise, steps_per_graph: int) -> Iterator[Noise]:
-    """Split a rollout into equal parts, as a part of another length would be another graph."""
+    """Split a rollout into equal parts, as each length needs its own graph."""
     length = len(noise.env)
     limit = min(length, steps_per_graph or length)
     size = next(size for size in range(limit, 0, -1) if length % size == 0)

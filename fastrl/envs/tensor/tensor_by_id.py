@@ -1,4 +1,4 @@
-"""Tensor environments by the id of the gymnasium environment that they equal."""
+"""Builds tensor environments by the id of the equal gymnasium environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENSOR_ENVS = {id_: path for family in own_families() for id_, path in family.te
 
 
 def find_tensor(env_id: object) -> tuple[Family, str] | None:
-    """Return the family of a tensor environment and its name there, or None."""
+    """Return the family of a tensor environment and its name in that family, or None."""
     family = batch_family(env_id)
     if family is None:
         return None
@@ -47,11 +47,11 @@ def make_tensor(
         differentiable: Let gradients flow through the step.
         compiled: Step by a compiled loop, many times as fast on a CPU; see `Family.compiled`.
         dtype: Floating-point type of parameters, states, observations and rewards.
-        device: Where the parameters are to be.
+        device: Device of the parameters.
 
     Raises:
         EnvError: There is no such environment, or it cannot be differentiable or compiled.
-        ConfigError: There is no such device, or the type is no floating-point one.
+        ConfigError: There is no such device, or the type is not floating-point.
     """
     found = find_tensor(name)
     if found is None:
@@ -76,11 +76,11 @@ def make_tensor(
 def device_factory(config: EnvConfig) -> EnvFactory:
     """Return the factory of the environments of ``sampler.kind: device``.
 
-    Tensor environments are built as compiled loops, for the CPU. What a plug-in or a factory builds
-    must be a `DeviceEnv`.
+    Tensor environments are built as compiled loops, for the CPU. Environments of plug-ins and
+    factories must be a `DeviceEnv`.
 
     Raises:
-        EnvError: It is another environment.
+        EnvError: The environment cannot be stepped on a device.
     """
     factory = EnvFactory.from_config(config)
     if find_tensor(config.id) is None and factory.is_custom:
@@ -95,10 +95,10 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
     Args:
         config: Its ``kwargs`` are parameters by name, a number each, and ``expose_params``; see
             `fastrl.envs.tensor.randomize`.
-        device: Where the parameters are to be.
+        device: Device of the parameters.
 
     Raises:
-        EnvError: There is no tensor environment of this id, or an argument does not fit.
+        EnvError: There is no tensor environment of this id, or an argument is invalid.
     """
     _found(config)
     if config.wrappers:

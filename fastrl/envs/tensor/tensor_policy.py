@@ -1,4 +1,4 @@
-"""Policies as pure functions of their weights, for rollouts in which nothing leaves the device."""
+"""Policies as pure functions of their weights, for rollouts on a device."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Weights = Mapping[str, Tensor] | None
 
 
 class TensorPolicy(Protocol):
-    """A policy that gets its random numbers and its weights as arguments.
+    """A policy with random numbers and weights as arguments.
 
-    Like a `fastrl.models.PolicyModel` it may declare in ``outputs`` what it puts out beside
-    actions; without the attribute that is ``log_prob`` and ``value``. One with a memory also has
+    Like a `fastrl.models.PolicyModel` it may declare further results in ``outputs``;
+    without the attribute they are ``log_prob`` and ``value``. A policy with a memory also has
     the method ``initial_state(weights, n)``, which returns states ``[n, S] float32``, and is given
     the state before each step.
     """
@@ -36,7 +36,7 @@ class TensorPolicy(Protocol):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Return the noise ``[*shape, …] float32`` that `act` consumes."""
+        """Return the noise ``[*shape, …] float32`` for `act`."""
 
     def act(
         self,
@@ -48,17 +48,17 @@ class TensorPolicy(Protocol):
     ) -> PolicyStep:
         """Return actions by leaf, the outputs ``[*, *shape]``, and the next state.
 
-        The mask, ``[*, choices] bool``, is passed only where the environment has masks.
+        The mask, ``[*, choices] bool``, is passed only if the environment has masks.
         """
 
     def value(self, weights: Weights, observation: Leaves, state: Tensor | None = None) -> Tensor:
-        """Return the value ``[*]``; only where ``outputs`` has it."""
+        """Return the value ``[*]``; called only if ``outputs`` has it."""
 
 
 class ModulePolicy:
     """A ``torch.nn.Module`` with the methods ``draw_noise``, ``act`` and ``value``.
 
-    The weights of each call take the place of its own.
+    The weights of each call replace its own.
     """
 
     def __init__(self, model: Any) -> None:
@@ -112,7 +112,7 @@ class RandomPolicy:
         """Draw actions of ``spec.action_space``.
 
         Raises:
-            SpaceError: It is neither ``Discrete`` nor a bounded ``Box``.
+            SpaceError: The action space is neither ``Discrete`` nor a bounded ``Box``.
         """
         space = spec.action_space
         if isinstance(space, spaces.Discrete):
@@ -142,7 +142,7 @@ class RandomPolicy:
         state: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> PolicyStep:
-        """See `TensorPolicy.act`; weights and observation change nothing."""
+        """See `TensorPolicy.act`; weights and observation are ignored."""
         if mask is not None:
             until = mask.cumsum(-1)
             count = until[..., -1]
@@ -169,12 +169,12 @@ class RandomPolicy:
 
 
 def _plain(bound: NDArray[np.floating[Any]]) -> Tensor | float:
-    """Return a bound as a number where it is the same throughout: nothing to copy to a device."""
+    """Return a bound as a number if all elements are equal, which needs no copy to a device."""
     return float(bound.flat[0]) if np.ptp(bound) == 0 else torch.from_numpy(bound)
 
 
 class _MethodCall(nn.Module):
-    """Calls methods of a module; `functional_call` knows ``forward`` alone."""
+    """Calls methods of a module; `functional_call` supports only ``forward``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
