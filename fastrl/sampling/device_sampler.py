@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.arguments import instance
+from fastrl.closing import closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.device_env import DeviceEnv
 from fastrl.envs.state import State, StateError, load_state, state_of
@@ -95,18 +96,18 @@ class DeviceSampler(CountingSampler):
             self._publish(self._model.state_dict() if state_dict is None else state_dict)
         # Last, as an error would leave the counters open.
         super().__init__(plan, CounterBoard([_WORKER]))
+        self._watch = Stopwatch(self.counters, _WORKER)
 
     def start(self) -> None:
         """Begin an episode in every environment; see `Sampler`."""
         self._check_open()
         if self._here is None:
-            self._watch = Stopwatch(self.counters, _WORKER)
-            generator = self._generator(self._plan.env_seeds(0, 0)[0])
-            self._here = self._rollouts.start(self.topology.num_envs, generator)
-            if self._resumed is not None:
-                self._here = self._rollouts.at_state(self._here, self._resumed["tensors"])
-                if self._stateful is not None:
-                    load_state(self._stateful, self._resumed["env"])
+            with closing_on_error(self):
+                self._here = self._begun()
+
+    def _begun(self) -> Start:
+        generator = self._generator(self._plan.env_seeds(0, 0)[0])
+        return self._rollouts.start(self.topology.num_envs, generator)
 
     def get_state(self) -> State | None:
         """See `Sampler`."""
@@ -125,11 +126,10 @@ class DeviceSampler(CountingSampler):
             raise StateError("the state belongs to another kind of sampler")
         if ("env" in state) != (self._stateful is not None):
             raise StateError("the state belongs to another kind of environment")
-        start = self._rollouts.start(self.topology.num_envs, self._generator(0))
-        self._rollouts.at_state(start, state["tensors"])
+        here = self._rollouts.at_state(self._begun(), state["tensors"])
         if self._stateful is not None:
             load_state(self._stateful, state["env"])
-        self._resumed = state
+        self._here, self._resumed = here, state
 
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
         """Call the object that holds all environments, now; see `Sampler`.
@@ -151,6 +151,10 @@ class DeviceSampler(CountingSampler):
     def collect(self) -> Rollout:
         """See `Sampler`."""
         self.start()
+        with closing_on_error(self):
+            return self._collected()
+
+    def _collected(self) -> Rollout:
         assert self._here is not None
         self._watch.charge(Counter.HANDOFF_NS)
         index, num_envs = self._next_rollout, self.topology.num_envs
@@ -181,10 +185,10 @@ class DeviceSampler(CountingSampler):
 
     def close(self) -> None:
         """See `Sampler`."""
-        self._here = None
+        stateful, self._stateful, self._here = self._stateful, None, None
         super().close()
-        if self._stateful is not None:
-            self._stateful.close()
+        if stateful is not None:
+            stateful.close()
 
     def _steps_per_graph(self, name: str) -> int:
         on_gpu = self._device.type == "cuda"

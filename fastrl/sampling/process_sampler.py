@@ -143,6 +143,8 @@ class TableSampler(CountingSampler):
         self._check_open()
         if not calls:
             return
+        # First, as a worker that is replaced meanwhile would make the calls twice.
+        self._finish_rollouts()
         history = self._history
         before = history.calls
         # Before the calls are made, as a worker may be replaced meanwhile.
@@ -156,9 +158,12 @@ class TableSampler(CountingSampler):
             history.calls = before
             raise
 
+    def _finish_rollouts(self) -> None:
+        """Wait until no rollout is in progress."""
+
     @abstractmethod
     def _make_calls(self, calls: Sequence[EnvCall]) -> None:
-        """Make calls in existing environments, before the next rollout begins."""
+        """Make calls in existing environments, between two rollouts."""
 
     @abstractmethod
     def _worker_states(self) -> list[bytes]:
@@ -253,10 +258,10 @@ class ProcessSampler(TableSampler):
         self._check_open()
         if self._pool is not None:
             return
-        self._pool = WorkerPool(
-            self._context, self._episodes, self._deadlines, self._faults, self._history
-        )
         with closing_on_error(self):
+            self._pool = WorkerPool(
+                self._context, self._episodes, self._deadlines, self._faults, self._history
+            )
             self._pool.start()
         if self._asynchronous:
             self._permit()
@@ -325,17 +330,21 @@ class ProcessSampler(TableSampler):
                 signal.post()
             self._wait_until_at_rest(names, timeout_s, until_s)
 
-    def _make_calls(self, calls: Sequence[EnvCall]) -> None:
+    def _finish_rollouts(self) -> None:
         if self._pool is None:
             return
         handoff = self._context.handoff
         handoff.resume()
-        with closing_on_error(self, but=EnvError):
-            # If a rollout is in progress, the next `collect` would wait for it as well.
+        with closing_on_error(self):
+            # The next `collect` would wait for it as well.
             while not handoff.is_sealed(self._permitted - 1, self.rollout_length):
                 self._pool.check()
                 time.sleep(_POLL_S)
-            self._pool.call(calls, self._deadlines.stall_timeout_s)
+
+    def _make_calls(self, calls: Sequence[EnvCall]) -> None:
+        if self._pool is not None:
+            with closing_on_error(self, but=EnvError):
+                self._pool.call(calls, self._deadlines.stall_timeout_s)
 
     def _worker_states(self) -> list[bytes]:
         if self._asynchronous:

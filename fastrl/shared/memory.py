@@ -44,7 +44,7 @@ _UNNAMED = sys.platform.startswith("linux")
 class SharedBlock:
     """A block of zeroed bytes, shared between this process and its workers.
 
-    Arrays over it stay valid as long as they are referenced, also after `close`.
+    It is closed when it is deleted. Arrays over it stay valid as long as they are referenced.
 
     Args:
         num_bytes: Size; reserved at once, as a later lack of memory would end a worker by SIGBUS.
@@ -53,9 +53,10 @@ class SharedBlock:
         FastrlError: There is not enough memory, or no descriptor is left.
     """
 
+    _fd = -1
+
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = max(num_bytes, 1)
-        self._fd = -1
         try:
             self._fd = _create(self.num_bytes)
             self._map = mmap.mmap(self._fd, self.num_bytes)
@@ -72,6 +73,10 @@ class SharedBlock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        """Close a block that nothing else has closed."""
+        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a worker that is being started, as a duplicated descriptor."""

@@ -118,12 +118,12 @@ class LimitProbe(Closing):
         self._pipes: dict[str, Connection] = {}
         self._envs = [f"bare-env-{index}" for index in range(cores)]
         bare = factory.with_masks_of(plan.env_spec)
-        for name in self._envs:
-            self._start(name, partial(_bare_env, bare, plan.topology.envs_per_group))
         self._has_policy = plan.build_model is not None and plan.device(0).type == "cpu"
-        if self._has_policy:
-            self._start(_POLICY, partial(_bare_policy, plan))
         try:
+            for name in self._envs:
+                self._start(name, partial(_bare_env, bare, plan.topology.envs_per_group))
+            if self._has_policy:
+                self._start(_POLICY, partial(_bare_policy, plan))
             for name in self._pipes:
                 self._answer(name, _START_S)
         except BaseException:

@@ -14,7 +14,7 @@ from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConf
 from fastrl.envs import DeviceEnv, DeviceStep, Family, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import StateError, pack, unpack
-from fastrl.errors import ConfigError, EnvError
+from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.learning import build_learner
 from fastrl.sampling import DeviceSampler, SerialSampler, make_plan, make_sampler
 from fastrl.spaces import TensorSpec
@@ -213,6 +213,33 @@ def test_episodes_continue_from_a_saved_state():
     assert not found.restarted.any()
 
 
+class Levelled(Counting):
+    """Has a level, which is part of its state."""
+
+    level = 0
+
+    def get_state(self):
+        return {"level": self.level, "state": super().get_state()}
+
+    def set_state(self, state):
+        self.level = state["level"]
+        super().set_state(state["state"])
+
+
+def test_calls_after_a_state_hold():
+    plan = counting.make_plan(Topology(N, 1), LENGTH)
+    with DeviceSampler(plan, Levelled(N)) as sampler:
+        sampler.collect()
+        state = sampler.get_state()
+    env = Levelled(N)
+    sampler = DeviceSampler(dataclasses.replace(plan, first_rollout=1), env)
+    sampler.set_state(state)
+    sampler.call_envs([EnvCall("level", (3,), sets=True)])
+    with sampler:
+        sampler.collect()
+        assert env.level == 3
+
+
 def test_what_cannot_continue_says_so():
     plan = dataclasses.replace(
         counting.make_plan(Topology(N, 1), LENGTH), env_spec=Batch(N).spec, build_model=None
@@ -276,3 +303,19 @@ def test_what_does_not_live_on_a_device_is_rejected():
     settings = config().model_copy(update={"model": ModelConfig(previous_action_reward=True)})
     with pytest.raises(ConfigError, match=r"previous_action_reward: not supported for"):
         make_sampler(settings)
+
+
+def test_failure_closes_the_sampler_and_once_its_environments():
+    closed = []
+
+    class Failing(Broken):
+        def close(self):
+            closed.append(True)
+
+    sampler = DeviceSampler(counting.make_plan(Topology(N, 1), LENGTH), Failing(N, "raises"))
+    with pytest.raises(EnvError, match="exploded"):
+        sampler.collect()
+    with pytest.raises(FastrlError, match="this sampler is closed"):
+        sampler.collect()
+    sampler.close()
+    assert closed == [True]

@@ -39,6 +39,9 @@ class Levels(gymnasium.Env):
             raise ValueError("there are 90 levels")
         self.level, self.noise = level, random.random() if noisy else 0.0
 
+    def rise(self):
+        self.level += 1
+
     def set_map(self, entries):
         self.size = len(entries)
 

@@ -155,6 +155,19 @@ def test_replaced_worker_has_the_latest_calls(asynchronous):
     assert [fault.worker for fault in faults] == ["env-worker-1"]
 
 
+def test_worker_that_is_replaced_before_calls_makes_them_once():
+    faults, plan = [], plan_of(lock_step=False, rollout_length=2000)
+    with sampler_of(plan, faults=faults, asynchronous=True) as sampler:
+        while not sampler.stats().env_steps[1]:
+            sampler.sample_for(0.01)
+        os.kill(sampler.pids()["env-worker-1"], signal.SIGKILL)
+        sampler.call_envs([EnvCall("rise")])
+        for _ in range(3):
+            rollout = sampler.collect()
+        assert levels(rollout) == {1}
+    assert len(faults) == 1
+
+
 @pytest.mark.parametrize("method", ["die_once", "hang_once"])
 def test_worker_that_fails_in_a_call_is_replaced_by_one_that_makes_it(method, tmp_path):
     faults = []

@@ -1,6 +1,7 @@
 """Arrays in one block of shared memory."""
 
 import numpy as np
+import psutil
 import pytest
 
 from fastrl.shared.memory import CACHE_LINE, SharedArrays
@@ -27,3 +28,11 @@ def test_no_two_arrays_share_a_cache_line():
     assert [start - starts[0] for start in starts] == [0, CACHE_LINE, 3 * CACHE_LINE]
     assert memory.num_bytes == 4 * CACHE_LINE
     memory.close()
+
+
+def test_what_is_dropped_without_being_closed_keeps_no_descriptor():
+    before = psutil.Process().num_fds()
+    memory = SharedArrays(LAYOUT)
+    assert psutil.Process().num_fds() > before
+    del memory
+    assert psutil.Process().num_fds() == before
