@@ -57,7 +57,7 @@ class MaskedBandit(gymnasium.Env[Any, Any]):
 
     def get_state(self) -> State:
         """Return the present step; see `fastrl.envs.state`."""
-        return {"paying": self._paying, "valid": self._valid}
+        return {"paying": self._paying, "valid": self._valid.copy()}
 
     def set_state(self, state: State) -> None:
         """Restore what `get_state` returned."""

@@ -167,11 +167,13 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Return one picture ``[height, width, 3]`` per environment, None without a render mode.
 
         Raises:
-            EnvError: What drawing needs is missing.
+            EnvError: What drawing needs is missing, or there was no reset yet.
         """
         if self.render_mode is None:
             return None
         if self._open_painter is None:
+            if not self._latest:
+                raise EnvError(f"'{self.batched.spec.id}' was drawn before its first reset")
             return tuple(image.copy() for image in self._latest[0])
         if self._painter is None:
             self._painter = self._open_painter()
@@ -203,9 +205,15 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             views = replace(views, action=self._from_zero(views.action))
         self._latest = views.observation
         if self._resets_later:
-            batched.advance(views, restart=False)  # type: ignore[attr-defined]
             waiting = self._waiting
-            if waiting.any():
+            some_wait = waiting.any()
+            if some_wait:  # their actions are ignored, so they may be invalid
+                action = tuple(map(np.copy, views.action))
+                for rows in action:
+                    rows[waiting] = 0
+                views = replace(views, action=action)
+            batched.advance(views, restart=False)  # type: ignore[attr-defined]
+            if some_wait:
                 self._restart(views.observation, waiting)
                 views.reward[waiting] = 0
                 views.terminated[waiting] = views.truncated[waiting] = False

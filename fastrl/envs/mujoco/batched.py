@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import Field, dataclass, fields
 from functools import partial
 from numbers import Real
@@ -283,9 +284,9 @@ class MujocoBatchedEnv(ABC):
         return {
             "physics": self.physics.get_state(),
             "elapsed": self._limit - (self._deadlines - self._clock),
-            "tracked": self._tracked,
-            "generators": self._generators,
-            "parameter_generators": self._parameter_generators,
+            "tracked": deepcopy(self._tracked),
+            "generators": deepcopy(self._generators),
+            "parameter_generators": deepcopy(self._parameter_generators),
         }
 
     def set_state(self, state: State) -> None:
@@ -301,9 +302,9 @@ class MujocoBatchedEnv(ABC):
             self.dt = _dt(self.physics, self._nstep)
         self._clock, self._deadlines[:] = 0, self._limit - elapsed
         self._next_deadline = int(self._deadlines.min())
-        self._tracked = state["tracked"]
-        self._generators = state["generators"]
-        self._parameter_generators = state["parameter_generators"]
+        self._tracked = deepcopy(state["tracked"])
+        self._generators = deepcopy(state["generators"])
+        self._parameter_generators = deepcopy(state["parameter_generators"])
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return the terms of the last step's rewards by name, each ``[n]``."""
@@ -319,7 +320,7 @@ class MujocoBatchedEnv(ABC):
         render_mode: str | None = None,
         view: View | None = None,
         **kwargs: Any,
-    ) -> SingleMujocoEnv:
+    ) -> SingleBatchedEnv:
         """Build one such environment behind gymnasium's interface, to evaluate and to record.
 
         Args:
@@ -332,12 +333,14 @@ class MujocoBatchedEnv(ABC):
         """
         batched = cls(1, **kwargs)
         if "action_bounds" not in kwargs:
-            batched.take_actions_as_given()
-        return SingleMujocoEnv(batched, view or View(), render_mode)
-
-    def take_actions_as_given(self) -> None:
-        """Let MuJoCo keep actions inside the actuators' ranges; see `__init__`."""
-        self._actions = ActionConverter(self.spec.action_space, None)
+            batched._actions = ActionConverter(batched.spec.action_space, None)
+        return SingleBatchedEnv(
+            batched,
+            exact=True,
+            render_mode=render_mode,
+            painter=partial(Photographer, batched.physics, view or View()),
+            fps=frames_per_s(batched),
+        )
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
         self._shapes.check_restart(observation)
@@ -386,28 +389,9 @@ class MujocoBatchedEnv(ABC):
         return None if tracked is None else np.array(tracked)
 
 
-class SingleMujocoEnv(SingleBatchedEnv):
-    """A batch of one behind gymnasium's interface, to evaluate and to record.
-
-    Observations are float64, and ``info`` holds the terms of the reward.
-    """
-
-    def __init__(
-        self, batched: MujocoBatchedEnv, view: View, render_mode: str | None = None
-    ) -> None:
-        """Take over ``batched``, which holds a single environment.
-
-        Raises:
-            ArgumentError: The render mode is unknown.
-            EnvError: ``batched`` holds several.
-        """
-        super().__init__(
-            batched,
-            exact=True,
-            render_mode=render_mode,
-            painter=partial(Photographer, batched.physics, view),
-            fps=round(1 / float(np.min(batched.dt))),
-        )
+def frames_per_s(batched: MujocoBatchedEnv) -> int:
+    """Return how many pictures make a second of simulated time."""
+    return round(1 / float(np.min(batched.dt)))
 
 
 def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
