@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import nearest_or_all
+from fastrl.arguments import brief, nearest_or_all
 from fastrl.errors import EnvError
 
 Numbers = NDArray[np.float64]
@@ -107,8 +107,8 @@ def numbers(value: object, where: str) -> Numbers:
     """
     try:
         found = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise EnvError(f"{where}: expected numbers, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise EnvError(f"{where}: expected numbers, got {brief(value)}") from None
     if not np.isfinite(found).all():
         raise EnvError(f"{where}: expected finite numbers, got {value!r}")
     return found

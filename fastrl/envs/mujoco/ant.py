@@ -138,5 +138,6 @@ def _body(model: mujoco.MjModel, which: int | str) -> int:
         index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, which)
     if not 0 <= index < model.nbody:
         names = [model.body(each).name for each in range(model.nbody)]
-        raise EnvError(f"the model has no body {brief(which)}{nearest(str(which), names)}")
+        hint = nearest(str(which), names) or f"; it has {', '.join(names)}"
+        raise EnvError(f"main_body: the model has no body {brief(which)}{hint}")
     return index

@@ -134,7 +134,7 @@ class MujocoBatchedEnv(ABC):
             EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
         """
         self.num_envs = whole("num_envs", num_envs)
-        num_threads = whole("num_threads", num_threads)
+        num_threads = min(whole("num_threads", num_threads), num_envs)
         self.params = parse(self._name, self.Params, kwargs)
         path = _model_path(getattr(self.params, "xml_file", None) or self.xml_file)
         self.physics = Physics(path, num_envs, self.fields(), num_threads)
@@ -519,6 +519,8 @@ def _resembles(value: Any, field: Field[Any]) -> bool:
             return is_whole(value)
         case int() | float():
             return _is_number(value) and (math.isfinite(value) or not math.isfinite(default))
+        case str():
+            return isinstance(value, str | Path) and value != ""
         case tuple():
             numbers = isinstance(value, Sequence | np.ndarray) and len(value) == len(default)
             return numbers and all(_is_number(each) for each in value)
@@ -527,4 +529,9 @@ def _resembles(value: Any, field: Field[Any]) -> bool:
 
 def _is_number(value: object) -> bool:
     """Return whether a value is a number, which may be infinite."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False

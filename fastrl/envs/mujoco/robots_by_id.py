@@ -119,6 +119,8 @@ def make_single(
     whole("num_threads", own.pop("num_threads", 1))
     own.pop("action_bounds", None)
     parse(name, robot.Params, own)
+    if "xml_file" in own:
+        own["xml_file"] = str(own["xml_file"])
     if render_mode == "rgb_array":
         draw_without_screen()
     create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
