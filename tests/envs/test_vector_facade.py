@@ -35,8 +35,10 @@ class Nested(gymnasium.Env):
         return {"place": np.full(2, self.count / 3), "count": self.count}
 
 
-def facade(num_envs, **kwargs):
-    return BatchedVectorEnv(EnvFactory(Nested).batched(num_envs), **kwargs)
+def facade(num_envs, *, exact=False, **kwargs):
+    batch = EnvFactory(Nested).batched(num_envs)
+    batch.exact = exact
+    return BatchedVectorEnv(batch, **kwargs)
 
 
 def test_streams_are_those_of_gymnasiums_vector_env():

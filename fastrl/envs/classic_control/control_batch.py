@@ -362,7 +362,6 @@ def make_single(
 
     env = SingleBatchedEnv(
         batch,
-        exact=False,
         render_mode=render_mode,
         painter=partial(_Pictures, batch, last_torque),
         fps=FRAMES_PER_S[batch.spec.id],

@@ -94,7 +94,10 @@ class MujocoBatchedEnv(ABC):
         params: The keyword arguments, an instance of `Params`.
         terms: Terms of the last step's rewards, by name.
         dt: Seconds of simulated time per step; ``[n]`` where the time step is randomised.
+        exact: Observations and rewards may be of any floating dtype; see `BatchedEnv`.
     """
+
+    exact = True
 
     id: ClassVar[str] = ""
     """Name in messages; the class's own where empty."""
@@ -336,7 +339,6 @@ class MujocoBatchedEnv(ABC):
             batched._actions = ActionConverter(batched.spec.action_space, None)
         return SingleBatchedEnv(
             batched,
-            exact=True,
             render_mode=render_mode,
             painter=partial(Photographer, batched.physics, view or View()),
             fps=frames_per_s(batched),

@@ -83,7 +83,6 @@ def make_vec(
     batch = build(name, num_envs, **{"action_bounds": None, **kwargs})
     return BatchedVectorEnv(
         batch,
-        exact=True,
         render_mode=render_mode,
         painter=partial(Photographer, batch.physics, view),
         metadata={"render_modes": ["rgb_array"], "render_fps": frames_per_s(batch)},
