@@ -277,7 +277,7 @@ class GymLoop(StepLoop):
         except StateError as error:
             raise StateError(f"{who} of '{self.spec.id}': {error}") from error
 
-    def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
+    def _note_values(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
         """Write the values that the specification names; NaN where this episode has none."""
         for column, name in enumerate(self.spec.episode_info):
             found: Any = info
@@ -301,7 +301,7 @@ class GymLoop(StepLoop):
     ) -> None:
         """Store the values and the last observation of an episode, and start the next one."""
         if views.episode_info is not None:
-            self._note_figures(index, infos[index], views.episode_info[index])
+            self._note_values(index, infos[index], views.episode_info[index])
         # Written before the reset: the environment may reuse the array it returned.
         self._writer.write_one(index, observations[index], views.final_observation)
         (views.terminated if flags[0] else views.truncated)[index] = True

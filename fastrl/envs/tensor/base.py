@@ -229,7 +229,7 @@ class TensorEnv(ABC, Generic[S, P]):
             state: The state that belongs to it.
             reward: ``[*]``.
             terminated: ``[*]`` bool: the step led to a terminal state.
-            truncated: ``[*]`` bool: the time limit cut the episode off; never set where
+            truncated: ``[*]`` bool: the time limit truncated the episode; never set where
                 ``terminated`` is.
             info: ``final_observation``: what the step led to, before any reset.
 
