@@ -34,7 +34,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def nearest_or_all(name: str, known: Iterable[str]) -> str:
     """Return the result of `nearest`; if it is empty, ``; there are …`` with all names."""
     names = list(known)
-    return nearest(name, names) or f"; there are {', '.join(names)}"
+    return nearest(name, names) or f"; there are {', '.join(names) or 'none'}"
 
 
 def instance(name: str, value: T, kind: type[Any], remedy: str = "") -> T:

@@ -234,10 +234,11 @@ def source_of(env: Any, info: Any) -> MaskSource | None:
         if not isinstance(env, VectorEnv):
             flat_mask(env.action_space, info[ACTION_MASK])
         return "info"
-    return "method" if _has_method(env) else None
+    return "method" if has_method(env) else None
 
 
-def _has_method(env: Any) -> bool:
+def has_method(env: Any) -> bool:
+    """Return whether a single or vector environment has the method `METHOD`."""
     if not isinstance(env, VectorEnv):
         return env.has_wrapper_attr(METHOD) and callable(env.get_wrapper_attr(METHOD))
     base = env.unwrapped

@@ -7,12 +7,13 @@ so they never receive views of the shared table or of a reused buffer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fastrl.arguments import one_of
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, EnvError, SpaceError, one_line
@@ -129,8 +130,10 @@ class ActionConverter:
                 unchanged.
 
         Raises:
-            SpaceError: The space is unsupported, or ``squash`` is used for an unbounded ``Box``.
+            ArgumentError: There are no such bounds.
+            SpaceError: The space is unsupported, or ``squash`` meets an unbounded ``Box``.
         """
+        one_of("action_bounds", bounds, (*get_args(ActionBounds), None))
         action_specs(space)
         self._space, self._bounds = space, bounds
         self._converts = {

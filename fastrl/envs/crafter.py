@@ -10,6 +10,8 @@ creature from the player in every step. The rules, the random stream and every p
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +23,81 @@ from crafter import constants, engine
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief, is_whole, nearest_or_all, one_of
 from fastrl.errors import EnvError
 
 _KEPT = 1024
 """Number of daylights, and of inventories, whose tiles are cached: 3 to 6 KB each."""
 
 Pixels = NDArray[np.uint8]
+Pair = tuple[int, int]
+LARGEST = 2**31 - 1
+"""Greatest time limit in steps: worlds count them in int32."""
+_GREATEST_SIDE = 2**14
+
+
+@dataclass(frozen=True)
+class CrafterOptions:
+    """The options of ``crafter.Env`` that concern a world, with its defaults, and one more.
+
+    Attributes:
+        area: Width and height of the world, in cells.
+        view: Columns and rows of cells in the image, the rows of the inventory among them; one
+            number stands for both.
+        size: Width and height of the image, in pixels; one number stands for both.
+        reward: Whether steps are rewarded; else all rewards are 0.
+        length: Steps after which an episode is truncated; None or 0 for none.
+        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, holds
+            for each cell in view its material (1 to 12 in the order of crafter's list, 0 beyond
+            the world) and the object on it (its position in ``SPRITES`` of
+            `fastrl.envs.crafter_native.textures`, which also shows the direction of the player and
+            whether it sleeps); ``inventory``, ``[16] uint8``, the items in the order of crafter's
+            list; ``daylight``, ``[1] float32``, 0 to 1. The world is the same as with pixels; only
+            the night hides nothing.
+    """
+
+    area: Pair = (64, 64)
+    view: Pair = (9, 9)
+    size: Pair = (64, 64)
+    reward: bool = True
+    length: int | None = 10_000
+    symbolic: bool = False
+
+    @classmethod
+    def of(cls, **options: Any) -> CrafterOptions:
+        """Return the options that a user has written, checked.
+
+        Raises:
+            EnvError: There is no such option, or its value is impossible.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise EnvError(f"Crafter has no option '{name}'{nearest_or_all(name, known)}")
+        for name in ("area", "view", "size"):
+            if name in options:
+                options[name] = _pair(name, options[name])
+        for name in ("reward", "symbolic"):
+            if not isinstance(options.get(name, True), bool):
+                raise EnvError(f"{name}={brief(options[name])}: must be true or false")
+        length = options.get("length")
+        if length is not None and (not is_whole(length) or not 0 <= length <= LARGEST):
+            raise EnvError(
+                f"length={brief(length)}: must be a number of steps up to {LARGEST:,}, or null for "
+                "no limit"
+            )
+        return cls(**options)
+
+
+def _pair(name: str, value: Any) -> Pair:
+    both = (value, value) if is_whole(value) and name != "area" else value
+    is_pair = isinstance(both, Sequence | np.ndarray) and all(map(is_whole, both))
+    if not is_pair or len(both) != 2 or min(both) < 1 or max(both) > _GREATEST_SIDE:
+        raise EnvError(
+            f"{name}={brief(value)}: must be two whole numbers from 1 to {_GREATEST_SIDE:,}, width "
+            "and height"
+        )
+    return int(both[0]), int(both[1])
 
 
 class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
@@ -47,29 +118,29 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     }
 
     def __init__(
-        self,
-        *,
-        size: tuple[int, int] = (64, 64),
-        length: int | None = 10_000,
-        semantic: bool = False,
-        render_mode: str | None = None,
-        **kwargs: Any,
+        self, *, semantic: bool = False, render_mode: str | None = None, **options: Any
     ) -> None:
         """Create the game.
 
         Args:
-            size: Width and height of the image.
-            length: Time limit in steps; None for none.
-            semantic: Whether ``info["semantic"]`` contains the map of materials and creatures.
+            semantic: Whether ``info["semantic"]`` holds the map of materials and creatures.
             render_mode: ``rgb_array`` or None.
-            **kwargs: ``area``, ``view`` and ``reward`` of ``crafter.Env``.
+            **options: Those of `CrafterOptions`, but ``symbolic``.
+
+        Raises:
+            ArgumentError: The render mode is unknown.
+            EnvError: There is no such option, its value is impossible, or symbols are asked for.
         """
-        self.render_mode = render_mode
+        self.render_mode = one_of("render_mode", render_mode, ("rgb_array", None))
+        chosen = CrafterOptions.of(**options)
+        if chosen.symbolic:
+            raise EnvError("'fastrl/Crafter-v1' with symbolic=True comes in batches only")
         self._semantic = semantic
-        self._game = _OrderedGame(semantic, size=tuple(size), length=length, seed=0, **kwargs)
+        game = {name: value for name, value in vars(chosen).items() if name != "symbolic"}
+        self._game = _OrderedGame(semantic, seed=0, **game)
         self._seeded = False
         self._frame: NDArray[np.uint8] | None = None
-        self.observation_space = spaces.Box(0, 255, (*size[::-1], 3), np.uint8)
+        self.observation_space = spaces.Box(0, 255, (*chosen.size[::-1], 3), np.uint8)
         self.action_space = spaces.Discrete(len(constants.actions))
 
     def reset(

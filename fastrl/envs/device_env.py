@@ -17,12 +17,13 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fastrl.arguments import brief
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError, load_state, state_of
 from fastrl.errors import USERS_FAILURES, EnvError, cause
-from fastrl.spaces import TensorSpec, flatten
+from fastrl.spaces import TensorSpec, at_path, flatten
 from fastrl.spec import EnvSpec
 
 
@@ -47,6 +48,9 @@ class DeviceStep(NamedTuple):
     truncated: Any
     final_observation: Any
     extras: Mapping[str, Any] = {}
+
+
+_FIELDS = len(DeviceStep._fields)
 
 
 class DeviceEnv(ABC):
@@ -177,7 +181,11 @@ class DeviceProgram:
             EnvError: The environment raised or broke its contract.
         """
         with self._blaming("step"):
-            found = DeviceStep(*self._env.step(action))
+            result = self._env.step(action)
+            if not isinstance(result, tuple) or len(result) not in (_FIELDS - 1, _FIELDS):
+                wanted = f"a DeviceStep or a tuple of its first {_FIELDS - 1} values"
+                raise self._misfit("the result of step", wanted, result)
+            found = DeviceStep(*result)
             observation = self._leaves("observation", found.observation)
             info: dict[str, Any] = {
                 name: self._tensor(name, found.extras[name], spec)
@@ -198,12 +206,18 @@ class DeviceProgram:
         return {}
 
     def _leaves(self, name: str, observation: Any) -> dict[str, Tensor]:
-        leaves = flatten(self.spec.observation_space, observation)
+        space = self.spec.observation_space
+        try:
+            leaves = tuple(flatten(space, observation))
+        except (TypeError, KeyError, IndexError, ValueError, RuntimeError):
+            raise self._misfit(name, f"of the form of {brief(space)}", observation) from None
         pairs = zip(self.spec.observation.items(), leaves, strict=True)
-        return {path: self._tensor(name, leaf, spec) for (path, spec), leaf in pairs}
+        return {path: self._tensor(name + at_path(path), x, spec) for (path, spec), x in pairs}
 
     def _tensor(self, name: str, array: Any, spec: TensorSpec) -> Tensor:
-        """Return a copy of an array, in the dtype of rollouts."""
+        """Return a copy of an array, in the dtype that rollouts hold."""
+        if not hasattr(array, "__dlpack__"):
+            raise self._misfit(name, "a tensor or an array with DLPack", array)
         tensor = array if isinstance(array, Tensor) else from_dlpack(array)
         wanted = [self._env.num_envs, *spec.shape]
         if list(tensor.shape) != wanted or tensor.device.type != self._device.type:
@@ -212,6 +226,9 @@ class DeviceProgram:
                 f"{list(tensor.shape)} on {tensor.device}"
             )
         return tensor.detach().to(spec.dtype, copy=True)
+
+    def _misfit(self, name: str, wanted: str, found: object) -> EnvError:
+        return EnvError(f"'{self.spec.id}': {name} must be {wanted}, got {brief(found)}")
 
     @contextmanager
     def _blaming(self, method: str) -> Iterator[None]:

@@ -34,7 +34,14 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import at_least_one, brief, nearest, one_of, whole
 from fastrl.closing import build_all, close_all
-from fastrl.envs.action_masks import find_source, masked, observes_mask, with_mask
+from fastrl.envs.action_masks import (
+    METHOD,
+    find_source,
+    has_method,
+    masked,
+    observes_mask,
+    with_mask,
+)
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import spaces_of
 from fastrl.envs.batched_env import BatchedEnv
@@ -82,7 +89,7 @@ class EnvFactory:
         action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions.
         randomize: For fastrl's own environments that have parameters, and for factories that take
             an argument of this name; rejected for other ids.
-        episode_info: Names of numbers in the info of an episode's last step, besides those that
+        episode_info: Names of values in the info of an episode's last step, beside those that
             the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
         previous_action_reward: Add the previous action and reward to observations, outside of the
             wrappers; see `fastrl.envs.previous_step`.
@@ -288,8 +295,6 @@ class EnvFactory:
         """Build one environment, yield the result of `probe`, and close it after the block."""
         env = self._build(1)
         try:
-            if isinstance(env, gymnasium.Env | VectorEnv):
-                spaces_of(env, self.name)
             if self.action_mask == "auto":
                 found = "observation" if _is_batched(env) else find_source(env)
                 object.__setattr__(self, "_found", found)
@@ -301,7 +306,9 @@ class EnvFactory:
                 env.close()
 
     def _source(self, env: Any) -> MaskSource | None:
-        """Return the source of an environment's masks; probe another one if that needs a reset."""
+        """Return where an environment has masks; another one is probed if that takes a reset."""
+        if self.action_mask == "method" and not (_is_batched(env) or has_method(env)):
+            raise EnvError(f"env.action_mask: '{self.name}' has no method {METHOD}()")
         if self.action_mask != "auto":
             return None if self.action_mask == "off" else self.action_mask
         if _is_batched(env) or observes_mask(env) is not False:
@@ -319,7 +326,7 @@ class EnvFactory:
             )
         spec = env.spec
         if isinstance(env, VectorEnv):
-            seen, action = env.single_observation_space, env.single_action_space
+            seen, action = spaces_of(env, self.name)
             spec = EnvSpec(
                 self.name,
                 seen if source in (None, "observation") else with_mask(seen, action),
@@ -334,15 +341,9 @@ class EnvFactory:
                 limit = env.unwrapped.time_limit
             named = env.metadata.get("episode_info", ()) if env.metadata else ()
             names = tuple(dict.fromkeys([*named, *self.episode_info]))
-            spec = EnvSpec(
-                self.name,
-                env.observation_space,
-                env.action_space,
-                limit,
-                names,
-                running_statistics(env),
-                mask_source=source,
-            )
+            seen, action = spaces_of(env, self.name)
+            statistics = running_statistics(env)
+            spec = EnvSpec(self.name, seen, action, limit, names, statistics, mask_source=source)
         else:
             spec = dataclasses.replace(spec, mask_source=source)
         for name in self.episode_info:
@@ -492,7 +493,8 @@ def _check_arguments(factory: EnvFactory) -> None:
     if not all(isinstance(name, str) for name in (*factory.kwargs, *factory.episode_info)):
         raise EnvError("env.kwargs and env.episode_info: names must be text")
     if factory.max_episode_steps is not None:
-        whole("env.max_episode_steps", factory.max_episode_steps, at_most=2**31 - 1)
+        steps = whole("env.max_episode_steps", factory.max_episode_steps, at_most=2**31 - 1)
+        object.__setattr__(factory, "max_episode_steps", steps)
     whole("spare_envs", factory.spare_envs, at_least=0)
     one_of("env.action_bounds", factory.action_bounds, get_args(ActionBounds))
     one_of("env.action_mask", factory.action_mask, ("auto", "off", *get_args(MaskSource)))

@@ -284,8 +284,7 @@ class GymVector:
                 "so leave out DictInfoToList"
             )
         rows = rows if self._masks is None else rows[:-1]
-        # The second name is that of gymnasium before 1.0.
-        found = infos.get("final_obs", infos.get("final_observation"))
+        found = infos.get("final_obs")
         if found is None:
             raise EnvError(
                 f"'{self.spec.id}' is in autoreset mode SameStep and returned no infos['final_obs']"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import nearest_or_all
+from fastrl.arguments import brief, nearest_or_all
 from fastrl.errors import EnvError
 
 Numbers = NDArray[np.float64]
@@ -53,21 +53,21 @@ class Distribution:
         return () if self.kind == "normal" else self.values
 
     def sample(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Numbers:
-        """Draw values of a shape, which the numbers of the distribution may extend."""
+        """Make a draw for each element of a shape, which the distribution's numbers may extend."""
         if self.kind == "constant":
             return self.values[0]
         if self.kind == "choice":
-            chosen: Numbers = np.asarray(self.values)[
-                generator.integers(len(self.values), size=shape)
-            ]
-            return chosen
+            chosen = generator.integers(len(self.values), size=shape)
+            if not shape or not any(value.ndim for value in self.values):
+                return np.asarray(self.values)[chosen]  # type: ignore[no-any-return]
+            return np.select([chosen == index for index in range(len(self.values))], self.values)
         first, second = self.values
-        shape = np.broadcast_shapes(shape, first.shape, second.shape)
         if self.kind == "normal":
-            return generator.normal(first, second, shape)
-        if self.kind == "uniform":
-            return generator.uniform(first, second, shape)
-        return np.exp(generator.uniform(np.log(first), np.log(second), shape))
+            return first + second * generator.standard_normal(shape)
+        if self.kind == "log_uniform":
+            first, second = np.log(first), np.log(second)
+        drawn = first + (second - first) * generator.random(shape)
+        return np.exp(drawn) if self.kind == "log_uniform" else drawn
 
 
 def distribution(specification: object, where: str) -> Distribution:
@@ -107,8 +107,8 @@ def numbers(value: object, where: str) -> Numbers:
     """
     try:
         found = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise EnvError(f"{where}: expected numbers, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise EnvError(f"{where}: expected numbers, got {brief(value)}") from None
     if not np.isfinite(found).all():
         raise EnvError(f"{where}: expected finite numbers, got {value!r}")
     return found

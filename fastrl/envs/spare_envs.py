@@ -161,9 +161,9 @@ class SpareLoop(GymLoop):
                 if (error := spare.failure()) is not None:
                     raise StateError(f"raised in reset(): {cause(error)}")
                 first, _ = spare.begun()
-                seen = [np.asarray(leaf) for leaf in flatten(self.spec.observation_space, first)]
+                seen = [np.array(leaf) for leaf in flatten(self.spec.observation_space, first)]
                 saved.append((layers_state(spare.env), seen, spare.limit))
-        return {**super().get_state(), "spares": saved, "limits": self._limits}
+        return {**super().get_state(), "spares": saved, "limits": list(self._limits)}
 
     def set_state(self, state: State) -> None:
         """Restore such a state, after a reset; with another number of spares, as many as exist.

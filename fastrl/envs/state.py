@@ -15,6 +15,7 @@ classic control and toy text need no methods.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import random
@@ -293,7 +294,7 @@ def layers_state(env: Any) -> State:
     layers = list(_layers(env))
     return {
         "layers": [[_name(layer), _packed(layer)] for layer in layers],
-        "np_random": layers[-1]._np_random,
+        "np_random": unpack(pack(layers[-1]._np_random)),
         "np_random_seed": layers[-1]._np_random_seed,
     }
 
@@ -313,7 +314,7 @@ def load_layers_state(env: Any, state: State) -> None:
         # In place, as the environment may have shared it.
         base._np_random.bit_generator.state = saved.bit_generator.state
     else:
-        base._np_random = saved
+        base._np_random = copy.deepcopy(saved)
     base._np_random_seed = state["np_random_seed"]
     for layer, (_, own) in zip(layers, state["layers"], strict=True):
         if saves(layer):

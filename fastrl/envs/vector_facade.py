@@ -52,6 +52,10 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     `step_rows` and `reset_rows` do the same for `fastrl.make_vec`, on its own arrays.
 
+    Where ``batched.exact`` is true, observations have the dtypes of their spaces, rewards are
+    float64, and actions float64 where they are given so. Else observations are as in the shared
+    table (float64 becomes float32), rewards float32, and actions in the dtype of their space.
+
     Attributes:
         batched: The environments.
     """
@@ -61,7 +65,6 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         batched: BatchedEnv,
         *,
         copy: bool = True,
-        exact: bool | None = None,
         info: bool = False,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         seed: int | None = None,
@@ -75,11 +78,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         Args:
             batched: The environments.
             copy: Return copies of the observations; else views that the next step overwrites.
-            exact: Keep observations in the dtypes of their spaces, rewards in float64, and actions
-                in float64 if they are passed so; else observations are as in the shared table
-                (float64 becomes float32), rewards float32, and actions in the dtype of their space.
-                By default ``batched.exact``, or False if it lacks that.
-            info: Return ``batched.info()`` of each step, arrays ``[n]`` by name.
+            info: Return what ``batched.info()`` knows of each step, arrays ``[n]`` by name.
             autoreset_mode: Whether the next episode begins in the step that ends one, or in the
                 next step, whose action is then ignored. The latter needs ``batched.advance``.
             seed: Seed of the first `reset` without a seed; None for a random one.
@@ -105,7 +104,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         mode = self._checked_mode(autoreset_mode)
         self._resets_later = mode is AutoresetMode.NEXT_STEP
         self.metadata = {**(metadata or {}), "autoreset_mode": mode}
-        self._exact = bool(getattr(batched, "exact", False)) if exact is None else exact
+        self._exact = bool(getattr(batched, "exact", False))
         self.single_action_space = spec.action_space
         self.action_space = batch_space(spec.action_space, self.num_envs)
         self.single_observation_space = _stored(spec.observation_space, exact=self._exact)
@@ -167,11 +166,13 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Return one picture ``[height, width, 3]`` per environment, None without a render mode.
 
         Raises:
-            EnvError: A package or file for drawing is missing.
+            EnvError: What drawing needs is missing, or there was no reset yet.
         """
         if self.render_mode is None:
             return None
         if self._open_painter is None:
+            if not self._latest:
+                raise EnvError(f"'{self.batched.spec.id}' was drawn before its first reset")
             return tuple(image.copy() for image in self._latest[0])
         if self._painter is None:
             self._painter = self._open_painter()
@@ -203,9 +204,15 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             views = replace(views, action=self._from_zero(views.action))
         self._latest = views.observation
         if self._resets_later:
-            batched.advance(views, restart=False)  # type: ignore[attr-defined]
             waiting = self._waiting
-            if waiting.any():
+            some_wait = waiting.any()
+            if some_wait:  # their actions are ignored, so they may be invalid
+                action = tuple(map(np.copy, views.action))
+                for rows in action:
+                    rows[waiting] = 0
+                views = replace(views, action=action)
+            batched.advance(views, restart=False)  # type: ignore[attr-defined]
+            if some_wait:
                 self._restart(views.observation, waiting)
                 views.reward[waiting] = 0
                 views.terminated[waiting] = views.truncated[waiting] = False
@@ -336,7 +343,6 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         self,
         batched: BatchedEnv,
         *,
-        exact: bool,
         render_mode: str | None,
         painter: Callable[[], Painter],
         fps: int,
@@ -345,8 +351,7 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
 
         Args:
             batched: One environment, with ``restart``.
-            exact: Keep rewards, and actions passed as float64, in float64; see `BatchedVectorEnv`.
-            render_mode: ``rgb_array``, or None if nothing is drawn.
+            render_mode: ``rgb_array``, or None where nothing is drawn.
             painter: Called once before the first picture.
             fps: Frames per second.
 
@@ -357,10 +362,8 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         if batched.num_envs != 1:
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
         self.batched: Any = batched
-        self._vector = BatchedVectorEnv(
-            batched, exact=exact, render_mode=render_mode, painter=painter
-        )
-        # If the batch supports it, the next episode begins in `reset`.
+        self._vector = BatchedVectorEnv(batched, render_mode=render_mode, painter=painter)
+        # Where the batch can, it waits at the end of an episode for `reset`.
         self._waits = hasattr(batched, "advance")
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}

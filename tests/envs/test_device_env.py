@@ -13,6 +13,7 @@ from fastrl import registry
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
 from fastrl.envs import DeviceEnv, DeviceStep, Family, StepViews
 from fastrl.envs.calls import EnvCall
+from fastrl.envs.device_env import DeviceBatch
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.learning import build_learner
@@ -280,9 +281,9 @@ class Broken(Counting):
     [
         ("raises", r"'counting' failed in step\(\): .*the simulator exploded"),
         ("shape", r"'counting': reward must be \[4\] on cpu, got \[4, 1\] on cpu"),
-        ("kind", r"'counting' failed in step\(\): "),
-        ("short", r"'counting' failed in step\(\): .*final_observation"),
-        ("number", "'counting' has 5 environments, but 4 were requested"),
+        ("kind", "'counting': terminated must be a tensor or an array with DLPack, got None"),
+        ("short", "'counting': the result of step must be a DeviceStep or a tuple of its first 5"),
+        ("number", "'counting' holds 5 environments, but 4 were requested"),
         ("actions", "'counting' must take one array of actions, got Dict"),
         ("device", "'counting' is on meta, but sampler.device is cpu; let its factory take"),
     ],
@@ -305,17 +306,9 @@ def test_what_does_not_live_on_a_device_is_rejected():
         make_sampler(settings)
 
 
-def test_failure_closes_the_sampler_and_once_its_environments():
-    closed = []
-
-    class Failing(Broken):
-        def close(self):
-            closed.append(True)
-
-    sampler = DeviceSampler(counting.make_plan(Topology(N, 1), LENGTH), Failing(N, "raises"))
-    with pytest.raises(EnvError, match="exploded"):
-        sampler.collect()
-    with pytest.raises(FastrlError, match="this sampler is closed"):
-        sampler.collect()
-    sampler.close()
-    assert closed == [True]
+def test_observation_of_another_form_is_named():
+    env = Counting(N)
+    pair = spaces.Tuple([spaces.Box(-1, 1, (1,))] * 2)
+    env.spec = dataclasses.replace(env.spec, observation_space=pair)
+    with pytest.raises(EnvError, match=r"'counting': observation must be of the form of Tuple\("):
+        DeviceBatch(env).reset([0] * N, ())

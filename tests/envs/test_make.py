@@ -346,6 +346,17 @@ def test_missing_package_says_how_to_install_it(package, name, extra, monkeypatc
         (EnvFactory("CartPole-v1", randomize={"length": 1}), "env.randomize: 'CartPole-v1'"),
         (EnvFactory(CountingEnv, randomize={"length": 1}), "env.randomize: .* takes no argument"),
         (EnvFactory(make_vector, max_episode_steps=3), "env.max_episode_steps: .* vector"),
+        (
+            EnvFactory("CartPole-v1", action_mask="method"),
+            r"env.action_mask: .* no method action_m",
+        ),
+        (
+            EnvFactory(
+                "CartPole-v1",
+                wrappers=[{"path": "gymnasium.wrappers:ClipAction", "kwargs": {"x": 1}}],
+            ),
+            "takes no argument 'x'; there are none",
+        ),
         (EnvFactory(CountingEnv, {"fault": "raise", "fault_in": "init"}), "RuntimeError: fault"),
     ],
 )
@@ -373,6 +384,8 @@ def test_environments_without_a_space_are_one_line(space):
         setattr(Spaceless, space, wrong)
         with pytest.raises(EnvError, match=f"Spaceless' has the {space} .*; it must be a gymn"):
             EnvFactory(Spaceless).probe()
+        with pytest.raises(EnvError, match=f"Spaceless' has the {space} .*; it must be a gymn"):
+            EnvFactory(Spaceless).batched(2)
 
 
 def test_unsupported_spaces_are_refused_when_probed():

@@ -21,8 +21,9 @@ from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import CrafterBatch
 from fastrl.envs.families import NAMESPACE, NativeFamily
 from fastrl.envs.family import family_of, own_families
-from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, SingleMujocoEnv
+from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5
 from fastrl.envs.tensor import TENSOR_ENVS
+from fastrl.envs.vector_facade import SingleBatchedEnv
 from fastrl.errors import ArgumentError, EnvError
 from tests.envs.stepping import assert_same, random_actions, run, views
 
@@ -154,7 +155,7 @@ def test_single_environment_draws_parameters_as_the_batch_does():
         max_episode_steps=3,
     )
     single, batch = factory.single(), factory.batched(1)
-    assert isinstance(single.unwrapped, SingleMujocoEnv)
+    assert isinstance(single.unwrapped, SingleBatchedEnv)
     taken = random_actions(batch.spec, 1, 3)
     stream = run(batch, [5], taken)
     single.reset(seed=5)
@@ -164,6 +165,18 @@ def test_single_environment_draws_parameters_as_the_batch_does():
         assert reward == pytest.approx(stream.rewards[t][0], rel=1e-6)
     assert ends == [False, True]
     np.testing.assert_allclose(stream.finals[-1][0][0], observation, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "same_as"), [({"num_threads": 2}, 3.0), ({"action_bounds": "clip"}, 1.0)]
+)
+def test_single_robot_takes_the_arguments_of_a_batch(kwargs, same_as):
+    single = EnvFactory("fastrl/HalfCheetah-v5", kwargs).single()
+    original = gymnasium.make("HalfCheetah-v5")
+    for env in (single, original):
+        env.reset(seed=0)
+    reward = single.step(np.full(6, 3.0, np.float32))[1]
+    assert reward == pytest.approx(original.step(np.full(6, same_as, np.float32))[1], abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,18 @@ def test_numbers_broadcast_against_what_is_drawn():
     assert (found[:, :2] == 0).all()
     assert ((found[:, 2] >= -12) & (found[:, 2] < -8)).all()
     assert [end.tolist() for end in drawn.ends] == [[0, 0, -12], [0, 0, -8]]
+
+
+@pytest.mark.parametrize(
+    "specification",
+    [{"choice": [[1, 10], [2, 20], [3, 30]]}, {"uniform": [[1, 10], [3, 30]]}],
+)
+def test_elements_of_arrays_are_drawn_each_for_itself_or_together(specification):
+    drawn, generator = distribution(specification, "gear"), np.random.default_rng(0)
+    apart = np.array([drawn.sample(generator, (2,)) for _ in range(30)])
+    together = np.array([drawn.sample(generator, ()) for _ in range(30)])
+    assert (apart[:, 0] * 10 != apart[:, 1]).any()
+    np.testing.assert_allclose(together[:, 0] * 10, together[:, 1])
+    assert len(np.unique(together[:, 0])) > 2
+    for found in (apart, together):
+        assert ((found >= drawn.ends[0]) & (found <= drawn.ends[1])).all()

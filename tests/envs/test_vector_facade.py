@@ -35,8 +35,10 @@ class Nested(gymnasium.Env):
         return {"place": np.full(2, self.count / 3), "count": self.count}
 
 
-def facade(num_envs, **kwargs):
-    return BatchedVectorEnv(EnvFactory(Nested).batched(num_envs), **kwargs)
+def facade(num_envs, *, exact=False, **kwargs):
+    batch = EnvFactory(Nested).batched(num_envs)
+    batch.exact = exact
+    return BatchedVectorEnv(batch, **kwargs)
 
 
 def test_streams_are_those_of_gymnasiums_vector_env():
@@ -162,3 +164,22 @@ def test_environments_that_cannot_go_on_draw_later_seeds_from_the_first():
     first = drawn()
     np.testing.assert_array_equal(first, drawn())
     assert not np.array_equal(first[1], first[2])
+
+
+def test_action_of_the_step_that_resets_is_ignored():
+    envs = gymnasium.make_vec(
+        "fastrl/CartPole-v1", 2, max_episode_steps=1, autoreset_mode="NextStep"
+    )
+    envs.reset(seed=0)
+    envs.step([0, 1])
+    _, reward, _, truncated, _ = envs.step([-1, 9])
+    assert reward.tolist() == [0, 0]
+    assert not truncated.any()
+    with pytest.raises(EnvError, match="action -1 is not one of 0 to 1"):
+        envs.step([-1, 9])
+
+
+def test_picture_before_the_first_reset_is_an_error():
+    envs = facade(1, render_mode="rgb_array")
+    with pytest.raises(EnvError, match="was drawn before its first reset"):
+        envs.render()

@@ -76,6 +76,7 @@ class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
             )
         _require("noise", noise, torch.float32, (n, self.noise_size), (self.noise_size,))
         *values, limit = params
+        values = [each.reshape(()) if each.numel() == 1 else each for each in values]
         least, greatest = (int(end) for end in limit.aminmax())
         if least != greatest or greatest > LARGEST:
             raise EnvError(

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief, nearest, whole
+from fastrl.arguments import brief, instance, nearest, whole
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.classic_control import control_kernels
@@ -88,12 +88,13 @@ class ClassicControlBatch:
         """
         options = options or Options()
         self._env, _ = make_tensor(name)
-        for size in ("num_threads", "max_episode_steps"):
-            if getattr(options, size) is not None:
-                whole(size, getattr(options, size), at_most=LARGEST)
+        whole("num_threads", options.num_threads, at_most=LARGEST)
+        if options.max_episode_steps is not None:
+            whole("max_episode_steps", options.max_episode_steps, at_most=LARGEST)
         whole("num_envs", num_envs, at_most=LARGEST)
+        instance("expose_params", options.expose_params, bool)
         self.num_envs = num_envs
-        self._quantiles, drawn = quantiles(options.randomize or {}, randomizable(self._env))
+        self._quantiles, drawn = quantiles(options.randomize, randomizable(self._env))
         params = _values(self._env, options.params or {}, num_envs)
         bounds = dict(zip(randomizable(self._env), _bounds(params), strict=True))
         self._env = self._env.within({**bounds, **drawn})
@@ -360,7 +361,6 @@ def make_single(
 
     env = SingleBatchedEnv(
         batch,
-        exact=False,
         render_mode=render_mode,
         painter=partial(_Pictures, batch, last_torque),
         fps=FRAMES_PER_S[batch.spec.id],

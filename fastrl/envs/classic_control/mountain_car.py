@@ -59,8 +59,10 @@ class MountainCarContinuousParams(NamedTuple):
 
 def _observed(low: Mapping[str, float], high: Mapping[str, float]) -> spaces.Box:
     """Return the space of positions and velocities for parameters within bounds."""
-    least = [min(low["min_position"], low["reset_low"]), -high["max_speed"]]
-    greatest = [max(high["max_position"], high["reset_high"]), high["max_speed"]]
+    # A random least position may be drawn above the greatest.
+    first = ("reset_low", "reset_high")
+    least = [min(low[name] for name in ("min_position", *first)), -high["max_speed"]]
+    greatest = [max(high[name] for name in ("max_position", *first)), high["max_speed"]]
     return spaces.Box(np.array(least, np.float32), np.array(greatest, np.float32))
 
 

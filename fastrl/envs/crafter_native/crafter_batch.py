@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fastrl.arguments import at_least_one, is_whole, nearest_or_all, whole
+from fastrl.arguments import at_least_one, whole
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.batched_env import BatchShapes, Columns, NumberTable, Rows, StepViews
-from fastrl.envs.crafter import CrafterEnv
+from fastrl.envs.crafter import LARGEST, CrafterEnv, CrafterOptions
 from fastrl.envs.crafter_native import rules
 from fastrl.envs.crafter_native.picture import render_scratch
-from fastrl.envs.crafter_native.textures import SPRITES, Geometry, Pair, draw_pictures, geometry
+from fastrl.envs.crafter_native.textures import SPRITES, Geometry, draw_pictures, geometry
 from fastrl.envs.crafter_native.world import PLAYER_INDEX, allocate, load, saved
 from fastrl.envs.crafter_native.world_kernels import (
     Game,
@@ -38,65 +38,11 @@ from fastrl.spec import EnvSpec
 
 ID = "fastrl/Crafter-v1"
 EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
-"""Names of the achievements' counts, as in the single environment."""
-LARGEST = 2**31 - 1
-"""Greatest time limit in steps: worlds count them in int32."""
+"""How often each achievement was reached, by the names that the single environment uses."""
 _DAY = 300
 _COUNTS = {"inventory": rules.ITEMS, "achievements": rules.ACHIEVEMENTS}
 
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class CrafterOptions:
-    """The options of ``crafter.Env`` for a world, with its defaults, and ``symbolic``.
-
-    Attributes:
-        area: Width and height of the world, in cells.
-        view: Columns and rows of cells in the image, including the rows of the inventory; one
-            number stands for both.
-        size: Width and height of the image, in pixels; one number stands for both.
-        reward: Whether steps are rewarded; else all rewards are 0.
-        length: Steps after which an episode is truncated; None or 0 for none.
-        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, contains
-            for each cell in view its material (1 to 12 in the order of crafter's list, 0 beyond
-            the world) and the object on it (its position in `textures.SPRITES`, which also shows
-            the direction of the player and whether it sleeps); ``inventory``, ``[16] uint8``, the
-            items in the order of crafter's list; ``daylight``, ``[1] float32``, 0 to 1. The world
-            is the same as with pixels, but at night nothing is hidden.
-    """
-
-    area: Pair = (64, 64)
-    view: Pair = (9, 9)
-    size: Pair = (64, 64)
-    reward: bool = True
-    length: int | None = 10_000
-    symbolic: bool = False
-
-    @classmethod
-    def of(cls, **options: Any) -> CrafterOptions:
-        """Check the options of a user, and return them.
-
-        Raises:
-            EnvError: There is no such option, or its value is impossible.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise EnvError(f"Crafter has no option '{name}'{nearest_or_all(name, known)}")
-        for name in ("area", "view", "size"):
-            if name in options:
-                options[name] = _pair(name, options[name])
-        for name in ("reward", "symbolic"):
-            if not isinstance(options.get(name, True), bool):
-                raise EnvError(f"{name}={options[name]!r}: must be true or false")
-        length = options.get("length")
-        if length is not None and (not is_whole(length) or not 0 <= length <= LARGEST):
-            raise EnvError(
-                f"length={length!r}: must be a number of steps up to {LARGEST:,}, or null for no "
-                "limit"
-            )
-        return cls(**options)
 
 
 class CrafterBatch:
@@ -285,8 +231,8 @@ class CrafterBatch:
             "worlds": saved(self._worlds),
             "outcome": {name: each.copy() for name, each in self._outcome._asdict().items()},
             "next_seeds": self._next_seeds.copy(),
-            "seeds": self._seeds,
-            "episodes": self._episodes,
+            "seeds": list(self._seeds),
+            "episodes": list(self._episodes),
         }
 
     def set_state(self, state: State) -> None:
@@ -301,7 +247,7 @@ class CrafterBatch:
         load(self._worlds, state["worlds"])
         for found, live in pairs:
             live[...] = found
-        self._seeds, self._episodes = state["seeds"], state["episodes"]
+        self._seeds, self._episodes = list(state["seeds"]), list(state["episodes"])
         self._most_steps = int(self._worlds.record["steps"].max())  # type: ignore[index]
 
     def close(self) -> None:
@@ -377,14 +323,6 @@ def _spec(options: CrafterOptions, layout: Geometry) -> EnvSpec:
     return EnvSpec(ID, observation, actions, options.length or None, EPISODE_INFO)
 
 
-def _pair(name: str, value: Any) -> Pair:
-    both = (value, value) if is_whole(value) and name != "area" else value
-    is_pair = isinstance(both, Sequence) and len(both) == 2 and all(map(is_whole, both))
-    if not is_pair or min(both) < 1:
-        raise EnvError(f"{name}={value!r}: must be two whole numbers above 0, width and height")
-    return int(both[0]), int(both[1])
-
-
 class Daylight:
     """Light by step, computed as far as needed; https://www.desmos.com/calculator/grfbc6rs3h.
 
@@ -452,26 +390,20 @@ def make_vec(name: str, num_envs: int, **options: Any) -> BatchedVectorEnv:
     batch = build(name, num_envs, **options)
     if facade.get("render_mode") is not None and "map" in batch.spec.observation:
         raise EnvError("render_mode: worlds with symbolic=True are not drawn")
-    return BatchedVectorEnv(batch, metadata={"render_modes": ["rgb_array"]}, **facade)
+    drawn = {name: CrafterEnv.metadata[name] for name in ("render_modes", "render_fps")}
+    return BatchedVectorEnv(batch, metadata=drawn, **facade)
 
 
-def make_single(
-    name: str,
-    *,
-    length: int | None = None,
-    symbolic: bool = False,
-    **options: Any,
-) -> CrafterEnv:
-    """Build one world for recordings: the original game, which equals the batch; see `CrafterEnv`.
+def make_single(name: str, *, length: int | None = None, **options: Any) -> CrafterEnv:
+    """Build one world to record: the original game, which the batch equals; see `CrafterEnv`.
 
     ``length`` is a time limit besides that of `gymnasium.make`.
 
     Raises:
-        EnvError: Symbolic observations are requested, which the original does not have.
+        EnvError: An option is unknown or not possible, or symbolic observations were asked for,
+            which the original does not have.
     """
-    if symbolic:
-        raise EnvError(f"'fastrl/{name}' with symbolic=True exists only as a batch")
-    return CrafterEnv(length=length or None, **options)
+    return CrafterEnv(length=length, **options)
 
 
 def infos_of_single(vector: Vector, terminated: Flags, ended: Flags, start: int) -> Columns:

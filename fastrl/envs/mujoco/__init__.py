@@ -7,7 +7,6 @@ A class is a factory too: ``fastrl.envs.mujoco:HalfCheetahV5``.
 from fastrl.envs.mujoco.batched import (
     MujocoBatchedEnv,
     Parameters,
-    SingleMujocoEnv,
     Step,
     Terms,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "MujocoBatchedEnv",
     "Parameters",
     "Physics",
-    "SingleMujocoEnv",
     "Step",
     "Terms",
     "View",

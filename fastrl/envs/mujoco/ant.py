@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import nearest
+from fastrl.arguments import brief, is_whole, nearest
 from fastrl.envs.mujoco.batched import Step, Terms
 from fastrl.envs.mujoco.physics import Fields
 from fastrl.envs.mujoco.robot_terms import HealthyRobot, Range, control_cost, flat
@@ -131,12 +131,13 @@ def _body(model: mujoco.MjModel, which: int | str) -> int:
     Raises:
         EnvError: The model has no such body.
     """
-    index = (
-        which
-        if isinstance(which, int)
-        else mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, which)
-    )
+    index = -1
+    if is_whole(which):
+        index = int(which)
+    elif isinstance(which, str):
+        index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, which)
     if not 0 <= index < model.nbody:
         names = [model.body(each).name for each in range(model.nbody)]
-        raise EnvError(f"the model has no body {which!r}{nearest(str(which), names)}")
+        hint = nearest(str(which), names) or f"; it has {', '.join(names)}"
+        raise EnvError(f"main_body: the model has no body {brief(which)}{hint}")
     return index

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import Field, dataclass, fields
 from functools import partial
 from numbers import Real
@@ -92,8 +93,11 @@ class MujocoBatchedEnv(ABC):
         physics: The simulations.
         params: The keyword arguments, an instance of `Params`.
         terms: Terms of the last step's rewards, by name.
-        dt: Seconds of simulated time per step; ``[n]`` if the time step is randomised.
+        dt: Seconds of simulated time per step; ``[n]`` where the time step is randomised.
+        exact: Observations and rewards may be of any floating dtype; see `BatchedEnv`.
     """
+
+    exact = True
 
     id: ClassVar[str] = ""
     """Name in messages; by default the name of the class."""
@@ -133,7 +137,7 @@ class MujocoBatchedEnv(ABC):
             EnvError: An argument is unknown or invalid, or the model cannot be loaded.
         """
         self.num_envs = whole("num_envs", num_envs)
-        num_threads = whole("num_threads", num_threads)
+        num_threads = min(whole("num_threads", num_threads), num_envs)
         self.params = parse(self._name, self.Params, kwargs)
         path = _model_path(getattr(self.params, "xml_file", None) or self.xml_file)
         self.physics = Physics(path, num_envs, self.fields(), num_threads)
@@ -283,9 +287,9 @@ class MujocoBatchedEnv(ABC):
         return {
             "physics": self.physics.get_state(),
             "elapsed": self._limit - (self._deadlines - self._clock),
-            "tracked": self._tracked,
-            "generators": self._generators,
-            "parameter_generators": self._parameter_generators,
+            "tracked": deepcopy(self._tracked),
+            "generators": deepcopy(self._generators),
+            "parameter_generators": deepcopy(self._parameter_generators),
         }
 
     def set_state(self, state: State) -> None:
@@ -301,9 +305,9 @@ class MujocoBatchedEnv(ABC):
             self.dt = _dt(self.physics, self._nstep)
         self._clock, self._deadlines[:] = 0, self._limit - elapsed
         self._next_deadline = int(self._deadlines.min())
-        self._tracked = state["tracked"]
-        self._generators = state["generators"]
-        self._parameter_generators = state["parameter_generators"]
+        self._tracked = deepcopy(state["tracked"])
+        self._generators = deepcopy(state["generators"])
+        self._parameter_generators = deepcopy(state["parameter_generators"])
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return the terms of the last step's rewards by name, each ``[n]``."""
@@ -319,7 +323,7 @@ class MujocoBatchedEnv(ABC):
         render_mode: str | None = None,
         view: View | None = None,
         **kwargs: Any,
-    ) -> SingleMujocoEnv:
+    ) -> SingleBatchedEnv:
         """Build one such environment behind gymnasium's interface, to evaluate and to record.
 
         Args:
@@ -332,12 +336,13 @@ class MujocoBatchedEnv(ABC):
         """
         batched = cls(1, **kwargs)
         if "action_bounds" not in kwargs:
-            batched.take_actions_as_given()
-        return SingleMujocoEnv(batched, view or View(), render_mode)
-
-    def take_actions_as_given(self) -> None:
-        """Let MuJoCo keep actions inside the actuators' ranges; see `__init__`."""
-        self._actions = ActionConverter(self.spec.action_space, None)
+            batched._actions = ActionConverter(batched.spec.action_space, None)
+        return SingleBatchedEnv(
+            batched,
+            render_mode=render_mode,
+            painter=partial(Photographer, batched.physics, view or View()),
+            fps=frames_per_s(batched),
+        )
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
         self._shapes.check_restart(observation)
@@ -386,28 +391,9 @@ class MujocoBatchedEnv(ABC):
         return None if tracked is None else np.array(tracked)
 
 
-class SingleMujocoEnv(SingleBatchedEnv):
-    """A batch of one behind gymnasium's interface, to evaluate and to record.
-
-    Observations are float64, and ``info`` has the terms of the reward.
-    """
-
-    def __init__(
-        self, batched: MujocoBatchedEnv, view: View, render_mode: str | None = None
-    ) -> None:
-        """Own ``batched``, which has a single environment.
-
-        Raises:
-            ArgumentError: The render mode is unknown.
-            EnvError: ``batched`` has several environments.
-        """
-        super().__init__(
-            batched,
-            exact=True,
-            render_mode=render_mode,
-            painter=partial(Photographer, batched.physics, view),
-            fps=round(1 / float(np.min(batched.dt))),
-        )
+def frames_per_s(batched: MujocoBatchedEnv) -> int:
+    """Return how many pictures make a second of simulated time."""
+    return round(1 / float(np.min(batched.dt)))
 
 
 def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
@@ -535,6 +521,8 @@ def _resembles(value: Any, field: Field[Any]) -> bool:
             return is_whole(value)
         case int() | float():
             return _is_number(value) and (math.isfinite(value) or not math.isfinite(default))
+        case str():
+            return isinstance(value, str | Path) and value != ""
         case tuple():
             numbers = isinstance(value, Sequence | np.ndarray) and len(value) == len(default)
             return numbers and all(_is_number(each) for each in value)
@@ -543,4 +531,9 @@ def _resembles(value: Any, field: Field[Any]) -> bool:
 
 def _is_number(value: object) -> bool:
     """Return whether a value is a number, which may be infinite."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False

@@ -119,6 +119,17 @@ class Physics:
         """``[nq]``: the model's reference configuration, a copy."""
         return np.array(self.model.qpos0)
 
+    def __reduce__(self) -> str:
+        """Reject copies and pickles, whose arrays would not be those of simulations.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "simulations of MuJoCo cannot be copied or pickled; build the environment again, and "
+            "use its get_state() and set_state(state)"
+        )
+
     def step(self, nstep: int) -> None:
         """Advance every simulation by ``nstep`` time steps under ``now.ctrl``.
 

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any, cast
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from fastrl.arguments import instance, nearest, whole
 from fastrl.envs.mujoco import ant, arms, humanoid, pendulums, runners
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv, parse
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, frames_per_s, parse
 from fastrl.envs.mujoco.rendering import Photographer, View, camera
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
@@ -82,13 +81,11 @@ def make_vec(
     facade = {key: kwargs.pop(key) for key in ("copy", "info") if key in kwargs}
     view = _view(kwargs)
     batch = build(name, num_envs, **{"action_bounds": None, **kwargs})
-    fps = round(1 / float(np.min(batch.dt)))
     return BatchedVectorEnv(
         batch,
-        exact=True,
         render_mode=render_mode,
         painter=partial(Photographer, batch.physics, view),
-        metadata={"render_modes": ["rgb_array"], "render_fps": fps},
+        metadata={"render_modes": ["rgb_array"], "render_fps": frames_per_s(batch)},
         **facade,
     )
 
@@ -102,25 +99,33 @@ def make_single(
 ) -> gymnasium.Env[Any, Any]:
     """Build one environment without a time limit, to evaluate and to record.
 
-    It is gymnasium's, which equals the batch, unless ``randomize`` draws fields of the model;
-    then ``render_mode`` is ``rgb_array`` or None.
+    It is gymnasium's own, which the batch equals, unless ``randomize`` draws fields of the model or
+    ``action_bounds`` keeps actions inside their ranges; then ``render_mode`` is ``rgb_array`` or
+    None.
 
     Raises:
         EnvError: An argument is unknown or invalid.
     """
-    view = _view(kwargs)
-    if not randomize:
-        parameters = {key: kwargs[key] for key in kwargs if key not in _RENDERING}
-        parse(name, ENVIRONMENTS[name.removeprefix(NAMESPACE)].Params, parameters)
-        if render_mode == "rgb_array":
-            draw_without_screen()
-        create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
-        env = cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **kwargs))
-        camera(env.unwrapped.model, view)  # type: ignore[attr-defined]
-        return env
-    given = {"action_bounds": None, **kwargs}
-    batch = build(name, 1, randomize=randomize, max_episode_steps=-1, **given)
-    return SingleMujocoEnv(batch, view, render_mode)
+    view, robot = _view(kwargs), ENVIRONMENTS[name.removeprefix(NAMESPACE)]
+    pictured = {key: kwargs[key] for key in kwargs if key in _RENDERING}
+    own = {key: kwargs[key] for key in kwargs if key not in _RENDERING}
+    if randomize or own.get("action_bounds") is not None:
+        given = {"action_bounds": None, **own, "randomize": randomize, "max_episode_steps": -1}
+        batch_of_one = robot.single(render_mode=render_mode, view=view, **given)
+        camera(batch_of_one.batched.physics.model, view)
+        return batch_of_one
+    # Arguments of a batch: one environment is stepped by one thread.
+    whole("num_threads", own.pop("num_threads", 1))
+    own.pop("action_bounds", None)
+    parse(name, robot.Params, own)
+    if "xml_file" in own:
+        own["xml_file"] = str(own["xml_file"])
+    if render_mode == "rgb_array":
+        draw_without_screen()
+    create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
+    env = cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **own, **pictured))
+    camera(env.unwrapped.model, view)  # type: ignore[attr-defined]
+    return env
 
 
 def _view(kwargs: Mapping[str, Any]) -> View:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.arguments import nearest_or_all
+from fastrl.arguments import brief, nearest_or_all
 from fastrl.envs.parameter_distributions import Distribution, distribution
 from fastrl.envs.tensor.base import (
     Bounds,
@@ -42,13 +43,16 @@ _ENDS = torch.tensor([0.0, 1 - _NOISE_STEP])
 
 
 def quantiles(
-    specification: Mapping[str, Any], known: Sequence[str]
+    specification: Mapping[str, Any] | None, known: Sequence[str]
 ) -> tuple[dict[str, Quantile], Bounds]:
     """Return the quantile function and the bounds of each parameter, in the order of ``known``.
 
     Raises:
         EnvError: A parameter or distribution is unknown, or its numbers are invalid.
     """
+    specification = {} if specification is None else specification
+    if not isinstance(specification, Mapping):
+        raise EnvError(f"env.randomize: expected distributions by name, got {brief(specification)}")
     for name in specification:
         if name not in known:
             hint = nearest_or_all(str(name), known)
@@ -93,11 +97,13 @@ def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:
     """Return a switch as 0.0 or 1.0, or one of these for each environment."""
-    numbers = np.array([words.get(each, each) for each in np.ravel(value).tolist()])
-    if numbers.dtype.kind not in "biuf" or not np.isin(numbers, (0, 1)).all():
+    given = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    found = [words.get(x) if isinstance(x, str) else x for x in (given if several else [given])]
+    if not all(isinstance(each, Real) and each in (0, 1) for each in found):
         known = " or ".join(map(repr, words)) or "true or false"
-        raise EnvError(f"env.kwargs.{name}: expected {known}, got {value!r}")
-    return numbers.astype(np.float64) if np.ndim(value) else float(numbers[0])
+        raise EnvError(f"env.kwargs.{name}: expected {known}, got {brief(value)}")
+    return np.array(found, np.float64) if several else float(found[0])
 
 
 def exposed(spec: EnvSpec, count: int) -> EnvSpec:

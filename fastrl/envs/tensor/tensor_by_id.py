@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrl.arguments import brief, nearest, nearest_or_all
+from fastrl.arguments import brief, instance, nearest, nearest_or_all
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.family import Family, batch_family, own_families
 from fastrl.envs.lookup import attribute
@@ -107,7 +107,7 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
         )
     env, params = make_tensor(config.id, device=device)
     given = dict(config.kwargs)
-    expose = given.pop("expose_params", False)
+    expose = instance("env.kwargs.expose_params", given.pop("expose_params", False), bool)
     bounds = {}
     for key, value in named(env, given).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
@@ -122,7 +122,7 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
         limit = torch.full_like(params.max_episode_steps, config.max_episode_steps)
         params = params._replace(max_episode_steps=limit)
     if config.randomize or expose:
-        env = Randomized(env, config.randomize, expose=bool(expose))
+        env = Randomized(env, config.randomize, expose=expose)
     return env, params
 
 

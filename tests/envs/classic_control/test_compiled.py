@@ -49,6 +49,14 @@ def test_compiled_step_is_pure_and_keeps_final_observations(name):
     torch.testing.assert_close(info["final_observation"], env.observe(reached), **TOLERANCE)
 
 
+def test_parameters_with_an_axis_of_one_are_shared():
+    env, params = make_tensor("CartPole-v1", compiled=True)
+    _, state = env.reset(env.draw_noise((5,)), params)
+    arguments = state, torch.ones(5, dtype=torch.int64), env.draw_noise((5,))
+    shared = env.step(*arguments, type(params)(*(each.reshape(1) for each in params)))
+    torch.testing.assert_close(shared[:4], env.step(*arguments, params)[:4], rtol=0, atol=0)
+
+
 def test_what_cannot_be_compiled_says_so():
     with pytest.raises(EnvError, match="either differentiable or compiled"):
         make_tensor("Pendulum-v1", differentiable=True, compiled=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -207,8 +208,9 @@ def test_it_is_built_by_the_factory_of_all_environments():
     [
         ({"lenght": 5}, r"no option 'lenght'; did you mean 'length'\?"),
         ({"xyz": 5}, r"no option 'xyz'; there are area, view, size, reward, length, symbolic"),
-        ({"area": 64}, r"area=64: must be two whole numbers above 0"),
-        ({"size": (64, 0)}, r"size=\(64, 0\): must be two whole numbers above 0"),
+        ({"area": 64}, r"area=64: must be two whole numbers from 1 to 16,384"),
+        ({"size": (64, 0)}, r"size=\(64, 0\): must be two whole numbers from 1"),
+        ({"size": 2**31}, r"size=2147483648: must be two whole numbers from 1 to 16,384"),
         ({"length": -1}, r"length=-1: must be a number of steps"),
         ({"reward": "no"}, r"reward='no': must be true or false"),
         ({"view": (9, 2)}, r"view=\(9, 2\): the inventory takes 2 of 2 rows"),
@@ -218,3 +220,6 @@ def test_it_is_built_by_the_factory_of_all_environments():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(EnvError, match=message):
         build(**options)
+    if not {"view", "size"} & options.keys():
+        with pytest.raises(EnvError, match=message):
+            gymnasium.make("Crafter-v1", **options)

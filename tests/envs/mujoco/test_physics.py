@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import gymnasium
@@ -9,7 +11,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from fastrl.envs.mujoco import Physics
+from fastrl.envs.mujoco import HalfCheetahV5, Physics
 from fastrl.errors import EnvError
 from tests.envs.mujoco.conftest import BOTH
 
@@ -67,6 +69,14 @@ def test_restart_clears_all_that_a_step_left():
         return physics.now.qpos.copy()
 
     assert np.array_equal(play(), play())
+
+
+def test_simulations_are_not_copied():
+    """Their arrays are views of one another, which a copy would separate."""
+    env = HalfCheetahV5.single()
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled; .* get_state"):
+            copied(env.batched.physics)
 
 
 def test_model_that_cannot_be_loaded_is_named(tmp_path):
