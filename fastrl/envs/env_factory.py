@@ -56,6 +56,7 @@ from fastrl.envs.spare_envs import SpareLoop
 from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
+from fastrl.imports import running_script
 from fastrl.spec import EnvSpec, MaskSource
 from fastrl.system import draw_without_screen
 
@@ -94,7 +95,7 @@ class EnvFactory:
         must_be_on_device: Reject whatever is built that is not a `DeviceEnv`.
         family: The one that builds the id; None where gymnasium or a factory does.
         registered: The registration of the id with gymnasium; None where there is none, or a
-            module is imported for it.
+            module other than the script is imported for it.
     """
 
     id: str | GymnasiumSpec | Callable[..., Any]
@@ -427,7 +428,7 @@ class EnvFactory:
         """The factory that builds the environments; None if gymnasium builds them."""
         if self.family is not None:
             return self.family.factory(str(self.family.name_of(str(self.id))))
-        if isinstance(self.id, GymnasiumSpec):
+        if self.registered is not None:
             return None
         if not isinstance(self.id, str):
             return self.id
@@ -543,7 +544,12 @@ def _closed_on_error(env: Any) -> Iterator[None]:
 
 def _registered(env_id: object) -> GymnasiumSpec | None:
     """Return a specification of gymnasium's, or that of its registry, as workers can use it."""
-    spec = gymnasium.registry.get(_unaliased(env_id)) if isinstance(env_id, str) else env_id
+    spec: object = env_id
+    if isinstance(env_id, str):
+        module, _, name = env_id.rpartition(":")
+        # The script has registered it, and is not imported by workers.
+        of_program = module and running_script(module) is not None
+        spec = gymnasium.registry.get(name if of_program else _unaliased(env_id))
     if not isinstance(spec, GymnasiumSpec):
         return None
     return dataclasses.replace(spec, entry_point=of_script(spec.entry_point))

@@ -129,6 +129,10 @@ class OptunaSearch:
             sampler=_built("samplers", space.sampler, seed=seed),
             pruner=_built("pruners", space.pruner),
         )
+        # A sampler that has drawn everything stops the study. Optuna allows that only while the
+        # study runs the trials itself.
+        self._study.stop = self._stop
+        self._is_exhausted = False
 
     def ask(self, number: int, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Return the values of a trial; None if there are no more.
@@ -137,7 +141,7 @@ class OptunaSearch:
             number: Of the trial.
             known: Values that it was given earlier and is given again.
         """
-        if number >= self._space.trials:
+        if number >= self._space.trials or self._is_exhausted:
             return None
         draws = self._space.space
         if known is not None:
@@ -145,6 +149,9 @@ class OptunaSearch:
         trial = self._study.ask(self._distributions)
         self._trials[number], self._seen[number] = trial, set()
         return {key: draws[key].value(each) for key, each in trial.params.items()}
+
+    def _stop(self) -> None:
+        self._is_exhausted = True
 
     def report(self, number: int, values: Iterable[tuple[int, float]]) -> bool:
         """Report intermediate values, those after ``steps`` each; return whether to prune."""
@@ -206,6 +213,8 @@ def _built(kind: str, chosen: str | NamedCall, **defaults: Any) -> Any:
     name, kwargs = (chosen.path, chosen.kwargs) if isinstance(chosen, NamedCall) else (chosen, {})
     module = import_module(f"optuna.{kind}")
     known = [each for each in module.__all__ if not each.startswith("Base") and each[0].isupper()]
+    if name == "GridSampler":
+        raise ConfigError("sampler: GridSampler is not possible; --over runs a grid")
     if name not in known:
         raise ConfigError(
             f"{kind[:-1]}: '{name}' is not in optuna.{kind}, which has {', '.join(known)}"

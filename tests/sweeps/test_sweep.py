@@ -71,7 +71,7 @@ def test_seeds_are_a_range_or_a_list(text, seeds):
 
 
 def test_values_are_yaml():
-    over = ["algorithm.gamma=0.9,1e-1", "model.hidden_sizes=[64, 64],[8]", "env.id=A-v1,A-v1"]
+    over = ["algorithm.gamma=0.9,1e-1", "model.hidden_sizes=[64, 64],[8]", "env.id=A-v1"]
     assert parse_over(over) == {
         "algorithm.gamma": [0.9, 0.1],
         "model.hidden_sizes": [[64, 64], [8]],
@@ -80,7 +80,7 @@ def test_values_are_yaml():
 
 
 def test_every_combination_is_a_trial_and_the_first_seed_comes_first():
-    grid = make_grid("0:2", ["algorithm.gamma=0.9,0.99"])
+    grid = make_grid("0:2", ["algorithm.gamma=0.9,0.99,9e-1"])
     trials = [tuple(each.values()) for each in SweepPlan(None, ["env.id=A"], grid).combinations()]
     assert trials == [(0, 0.9), (0, 0.99), (1, 0.9), (1, 0.99)]
 
@@ -97,6 +97,7 @@ def test_every_combination_is_a_trial_and_the_first_seed_comes_first():
         (["--seeds", "0:2", "run_dir=here"], "run_dir: a sweep makes the directory"),
         (["--over", "cluster.nodes=1,2"], "cluster.nodes: cannot be varied in a sweep"),
         (["--seeds", "0:2", "env.id=NoSuch-v0"], "NoSuch"),
+        (["--seeds", "0:2", "callbacks=[nothing:X]"], "callbacks: 'nothing:X' cannot be imported"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(sweep, arguments, problem):
@@ -335,5 +336,5 @@ def test_spaces_and_grids_exclude_each_other(tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "space.yaml").write_text("space: {algorithm.gamma: {low: 0.1, high: 0.9}}")
     space = load_space(tmp_path / "space.yaml")
-    with pytest.raises(ConfigError, match="a sweep needs values to vary"):
+    with pytest.raises(ConfigError, match="--space draws all values"):
         SweepPlan(None, ["env.id=CartPole-v1"], {"seed": [1]}, space)
