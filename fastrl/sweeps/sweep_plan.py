@@ -79,14 +79,15 @@ class SweepPlan:
 
     def _check_space(self, space: SearchSpace) -> None:
         """Reject a space from which no valid configuration is drawn."""
-        search = OptunaSearch(space, self.base.seed)
-        for number in range(_DRAWS):
+        search, problem = OptunaSearch(space, self.base.seed), None
+        for _ in range(_DRAWS):
+            if (values := search.ask(0)) is None:
+                break
             try:
-                check_named_code(self.config(search.ask(0) or {}))
-                return
+                return check_named_code(self.config(values))
             except ConfigError as error:
-                if number == _DRAWS - 1:
-                    raise ConfigError(f"--space: {error}") from None
+                problem = error
+        raise ConfigError(f"--space: {problem}")
 
     @cached_property
     def given(self) -> Config:
