@@ -7,6 +7,7 @@ import inspect
 import os
 import site
 import sys
+from collections.abc import Collection, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
@@ -18,7 +19,9 @@ from fastrl.errors import USERS_FAILURES, ConfigError, cause, one_line
 
 PLACES = "the current directory, beside the configuration, and among the installed packages"
 DISTRIBUTION = "fastrl-torch"
-"""Name of the distribution; on PyPI, ``fastrl`` is another project."""
+"""What is installed; on the index, ``fastrl`` is the name of another project."""
+_adopted: dict[str, ModuleType] = {}
+"""Scripts of other processes by name; see `adopt_script`."""
 
 
 def import_module(name: str) -> ModuleType:
@@ -40,12 +43,38 @@ def import_module(name: str) -> ModuleType:
 
 
 def running_script(name: str) -> ModuleType | None:
-    """Return the running script if it could be imported by this name; None otherwise."""
-    # A thread that starts a process hides the main module for a moment.
-    script = inspect.unwrap(sys.modules["__main__"])  # type: ignore[arg-type]
+    """Return the running script if it could be imported by this name; None otherwise.
+
+    In a process that works for a script elsewhere this is a module with its objects; see
+    `adopt_script`.
+    """
+    if name in _adopted:
+        return _adopted[name]
+    return _script() if name in {"__main__", *script_names()} else None
+
+
+def script_names() -> set[str]:
+    """Return the names, besides ``__main__``, by which the running script could be imported."""
+    script = _script()
     file, spec = getattr(script, "__file__", None), script.__spec__
-    names = {Path(file).stem if file else "", spec.name if spec else ""} - {"", *sys.modules}
-    return script if name in names | {"__main__"} else None
+    return {Path(file).stem if file else "", spec.name if spec else ""} - {"", *sys.modules}
+
+
+def adopt_script(names: Collection[str], objects: Mapping[str, Any]) -> None:
+    """Let import paths into the script of another process name objects in this one.
+
+    Args:
+        names: The `script_names` there.
+        objects: Objects of that script by name.
+    """
+    script = ModuleType("__main__")
+    vars(script).update(objects)
+    _adopted.update(dict.fromkeys(("__main__", *names), script))
+
+
+def _script() -> ModuleType:
+    # A thread that starts a process hides it for a moment.
+    return inspect.unwrap(sys.modules["__main__"])  # type: ignore[arg-type]
 
 
 def import_object(path: str, key: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -55,6 +55,8 @@ class Entry:
         source: The distribution or the module that registered it.
         section: The class of its section of the configuration, or the import path of that class;
             None to read ``section_type`` of the object.
+        installed: Whether fastrl or an installed plug-in registered it, so that every process
+            finds it.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Entry:
     thing: Any
     source: str
     section: Any = None
+    installed: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def register(
         raise ConfigError(
             f"{kind} '{name}' is registered by {known.source} already; choose another name"
         )
-    _entries[kind, name] = known or Entry(kind, name, thing, source, section)
+    _entries[kind, name] = known or Entry(kind, name, thing, source, section, bool(_sources))
 
 
 def entry(kind: str, name: str, key: str = "") -> Entry:
@@ -222,6 +225,18 @@ def registered(kind: str) -> list[Entry]:
     """Return the entries of a kind in order of registration, without importing plug-ins."""
     _load_builtin()
     return [entry for entry in _entries.values() if entry.kind == kind]
+
+
+def of_program() -> list[Entry]:
+    """Return the entries that this program has registered itself."""
+    return [entry for entry in _entries.values() if not entry.installed]
+
+
+def adopt(entries: Iterable[Entry]) -> None:
+    """Add entries of another process, see `of_program`; names that are known here stay."""
+    _load_builtin()
+    for each in entries:
+        _entries.setdefault((each.kind, each.name), each)
 
 
 def names(kind: str) -> list[str]:

@@ -29,7 +29,7 @@ LAYERS = (
     ("spaces",),
     ("spec",),
     ("config",),
-    ("runs",),
+    ("runs", "program_code"),
     ("envs", "models", "shared", "learning.returns", "learning.losses"),
     ("datasets",),
     ("workers", "learning"),

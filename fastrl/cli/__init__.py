@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -73,7 +73,9 @@ for _each in app.registered_commands:
     _each.epilog = epilog(_each.name or _each.callback.__name__)  # type: ignore[union-attr]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, prepare: Callable[[], object] = lambda: None
+) -> int:
     """Run a command and return its exit code.
 
     The code is 0 for success, 1 after the failure of a worker, 2 for bad input, which is reported
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: The arguments after ``fastrl``; None for those of the process.
+        prepare: Called first; its errors are reported like those of the command.
     """
     # Waiting threads of torch must sleep: if they spin on a busy machine, an update of a conv net
     # takes minutes. OpenMP reads this once.
@@ -95,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_completion()
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        prepare()
         code = app(args=given, prog_name="fastrl", standalone_mode=False)
     except WorkerError as error:
         complain(str(error), error.kind)

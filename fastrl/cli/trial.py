@@ -14,8 +14,8 @@ def main(order: str) -> int:
     """Run a command of fastrl; return its exit code.
 
     Args:
-        order: JSON of ``parent``, the process with which this one ends; ``cores`` that it may use,
-            empty for all; ``beside``, a directory of modules or null; and ``arguments``.
+        order: JSON of ``parent``, the process that this one ends with; ``cores`` that it may use,
+            empty for all; and ``arguments``. Standard input has what the program `packed`.
     """
     from fastrl.workers.descent import end_with
 
@@ -24,11 +24,15 @@ def main(order: str) -> int:
     # Before libraries are loaded, which start a thread per core.
     if wanted["cores"]:
         os.sched_setaffinity(0, wanted["cores"])
-    if wanted["beside"]:
-        sys.path.append(wanted["beside"])
     from fastrl.cli import main as run
 
-    return run(wanted["arguments"])
+    return run(wanted["arguments"], _unpack)
+
+
+def _unpack() -> None:
+    from fastrl.program_code import unpacked
+
+    unpacked(sys.stdin.buffer.read())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from fastrl.config import Config
 from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.program_code import packed
 from fastrl.sampling.build import spins_of
 from fastrl.sampling.sampler import BaseSampler, Memory, Sampler, SamplerStats
 from fastrl.sampling.worker_pool import Fault
@@ -289,7 +289,7 @@ class ClusterSampler(BaseSampler):
             state=state,
             late_calls=self._late_calls,
         )
-        return packages(), cloudpickle.dumps(opening)
+        return packages(), packed(self._config, opening)
 
     def _asked(
         self, method: str, *arguments: Any, timeout_s: float | None = None

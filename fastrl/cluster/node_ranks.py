@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cloudpickle
-
 from fastrl.closing import Closing
 from fastrl.cluster.connection import Connection, Node, NodeLostError
-from fastrl.cluster.node_sampler import packages, require_packages, unpickled
+from fastrl.cluster.node_sampler import packages, require_packages
 from fastrl.cluster.peer import Answering, Peer
 from fastrl.config import Config
 from fastrl.errors import FastrlError, WorkerError
 from fastrl.learning.ranks import Ranks, leading_ranks, ranks_at
+from fastrl.program_code import packed, unpacked
 
 _LOGGER = logging.getLogger(__name__)
 _END_S = 30.0
@@ -37,14 +36,14 @@ class RankActor(Answering):
         """Import the code of the run.
 
         Args:
-            wanted: Result of `packages` on the driver.
-            content: A `Follow`, pickled by cloudpickle.
+            wanted: The driver's `packages`.
+            content: A `Follow`, `packed`.
 
         Raises:
             ConfigError: Versions differ, or something cannot be imported here.
         """
         require_packages(wanted)
-        self._follow = unpickled(content)
+        self._follow = unpacked(content)
 
     def run(self, rank: int, size: int, address: str, port: int) -> None:
         """Follow rank 0 to the end of the run; see `fastrl.learning.ranks.ranks_at`."""
@@ -130,7 +129,7 @@ class NodeRanks(Closing):
         return found
 
     def _open(self, peers: list[Peer], follow: Follow) -> None:
-        content = cloudpickle.dumps(follow)
+        content = packed(self._config, follow)
         for peer in peers:
             peer.ask(self._config.sampler.start_timeout_s, "open", packages(), content)
         for peer in peers:

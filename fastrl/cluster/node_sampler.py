@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +17,7 @@ from fastrl.config import Config
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError
+from fastrl.program_code import unpacked
 from fastrl.sampling.build import env_factory, make_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import SamplerStats
@@ -91,18 +91,6 @@ def require_packages(wanted: dict[str, str]) -> None:
         raise ConfigError(f"has {here}, but the driver has {there}; install the same versions")
 
 
-def unpickled(content: bytes) -> Any:
-    """Return an object that the driver has pickled by cloudpickle.
-
-    Raises:
-        ConfigError: A module that it needs cannot be imported here.
-    """
-    try:
-        return cloudpickle.loads(content)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"lacks what the run imports: {error}") from error
-
-
 class NodeSampler(Answering):
     """Samples on one node at its driver's requests; see `Answering`."""
 
@@ -117,8 +105,8 @@ class NodeSampler(Answering):
         """Make the sampler of an `Opening`.
 
         Args:
-            wanted: Result of `packages` on the driver.
-            content: An `Opening`, pickled by cloudpickle.
+            wanted: The driver's `packages`.
+            content: `packed`.
 
         Returns:
             The reason why environments begin new episodes although there is a state; else empty.
@@ -128,7 +116,7 @@ class NodeSampler(Answering):
             EnvError: The environment cannot be built here, or has other spaces.
         """
         require_packages(wanted)
-        return self._open(unpickled(content))
+        return self._open(unpacked(content))
 
     def _open(self, opening: Opening) -> str:
         config, plan = opening.config, opening.plan

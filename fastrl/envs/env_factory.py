@@ -63,6 +63,7 @@ from fastrl.envs.spare_envs import SpareLoop
 from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
+from fastrl.imports import running_script
 from fastrl.spec import EnvSpec, MaskSource
 from fastrl.system import draw_without_screen
 
@@ -98,10 +99,10 @@ class EnvFactory:
             a method ``action_masks()``.
         spare_envs: Number of further single environments of `batched`, which are reset in the
             background; see `fastrl.envs.spare_envs`.
-        must_be_on_device: Reject environments that are not a `DeviceEnv`.
-        family: Family of the id; None if gymnasium or a factory builds it.
-        registered: Registration of the id with gymnasium; None if there is none, or a
-            module is imported for it.
+        must_be_on_device: Reject whatever is built that is not a `DeviceEnv`.
+        family: The one that builds the id; None where gymnasium or a factory does.
+        registered: The registration of the id with gymnasium; None where there is none, or a
+            module other than the script is imported for it.
     """
 
     id: str | GymnasiumSpec | Callable[..., Any]
@@ -428,7 +429,7 @@ class EnvFactory:
         """The factory that builds the environments; None if gymnasium builds them."""
         if self.family is not None:
             return self.family.factory(str(self.family.name_of(str(self.id))))
-        if isinstance(self.id, GymnasiumSpec):
+        if self.registered is not None:
             return None
         if not isinstance(self.id, str):
             return self.id
@@ -544,8 +545,13 @@ def _closed_on_error(env: Any) -> Iterator[None]:
 
 
 def _registered(env_id: object) -> GymnasiumSpec | None:
-    """Return a specification, given or from gymnasium's registry, in a form for workers."""
-    spec = gymnasium.registry.get(_unaliased(env_id)) if isinstance(env_id, str) else env_id
+    """Return a specification of gymnasium's, or that of its registry, as workers can use it."""
+    spec: object = env_id
+    if isinstance(env_id, str):
+        module, _, name = env_id.rpartition(":")
+        # The script has registered it, and is not imported by workers.
+        of_program = module and running_script(module) is not None
+        spec = gymnasium.registry.get(name if of_program else _unaliased(env_id))
     if not isinstance(spec, GymnasiumSpec):
         return None
     return dataclasses.replace(spec, entry_point=of_script(spec.entry_point))

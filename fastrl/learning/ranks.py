@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from fastrl.arguments import whole
+from fastrl.arguments import instance, whole
 from fastrl.envs.state import State, pack, unpack
 from fastrl.errors import ConfigError, WorkerError, one_line
 
@@ -32,7 +32,8 @@ _POLL_S = 0.5
 _SILENT_S = 3.0
 """Deadline after a connection has broken, and for peers to read why a rank ends."""
 _LONGEST = 2000
-"""Most characters of a rank's reason to end."""
+"""Characters of the reason for which a rank ends."""
+_LAST_PORT = 65_535
 _FOREVER = timedelta(days=365)
 """Timeout of the process group, which must not end it: `Ranks` has its own deadlines."""
 
@@ -335,6 +336,8 @@ def ranks_at(
     """
     whole("size", size)
     whole("rank", rank, at_least=0)
+    whole("master_port", master_port, at_most=_LAST_PORT)
+    instance("master_address", master_address, str)
     if rank >= size:
         raise ConfigError(f"rank must be less than the number of ranks ({size}), got {rank}")
     if size == 1:

@@ -32,7 +32,7 @@ class Order:
         jobs: Number of shares.
         cores: Number of the node's cores that Ray may use.
         log: File of the trial's output.
-        beside: See `TrialProcess`.
+        code: See `TrialProcess`.
         directory: The working directory of the sweep.
         sweep: A file of the sweep, which the node must see on a shared disk.
         environment: Environment variables that affect learning.
@@ -43,7 +43,7 @@ class Order:
     jobs: int
     cores: int
     log: Path
-    beside: Path | None
+    code: bytes
     directory: str
     sweep: Path
     environment: Mapping[str, str]
@@ -75,7 +75,7 @@ class TrialActor(Answering):
         os.chdir(order.directory)
         os.environ |= order.environment
         cores = shares(order.jobs, order.cores)[order.share]
-        self._process = TrialProcess(order.arguments, cores, order.log, order.beside)
+        self._process = TrialProcess(order.arguments, cores, order.log, order.code)
 
     def watch(self, seconds: float, stops: bool) -> str | None:
         """Wait for the end of the trial; return its `TrialProcess.problem`, None while it runs.
@@ -182,7 +182,7 @@ class NodeShare:
     config: Config
     sweep: Path
 
-    def start(self, arguments: Sequence[str], log: Path, beside: Path | None) -> NodeTrial:
+    def start(self, arguments: Sequence[str], log: Path, code: bytes) -> NodeTrial:
         """Start a trial; see `TrialProcess`."""
         order = Order(
             arguments=arguments,
@@ -190,7 +190,7 @@ class NodeShare:
             jobs=self.jobs,
             cores=self.node.cores,
             log=log,
-            beside=beside,
+            code=code,
             directory=os.getcwd(),
             sweep=self.sweep.resolve(),
             environment=environment(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -23,6 +24,8 @@ from fastrl.training.callbacks import Callback, RunContext
 from fastrl.training.evaluation import EvaluationResult
 
 _MOST_BYTES = 256 * 1024
+_MOST_DRAWS = 100
+"""Draws of values that other trials have, after which there are taken to be no others."""
 
 
 class Draws(Section):
@@ -98,7 +101,11 @@ def load_space(file: Path) -> SearchSpace:
     except ValidationError as error:
         key, text = explain(first_problem(error), tree, root=SearchSpace)
         raise ConfigError(f"{file}: {dotted(key)}: {text}") from None
-    OptunaSearch(found, 0)  # raises if Optuna rejects the space
+    # What Optuna rejects, and packages that its samplers lack after a result, are errors now.
+    search = OptunaSearch(found, 0)
+    for number in range(2):
+        if search.ask(number) is not None:
+            search.tell(number, 0.0)
     return found
 
 
@@ -119,53 +126,87 @@ class OptunaSearch:
         optuna = _optuna()
         self._space, self._trials = space, dict[int, Any]()
         self._seen: dict[int, set[int]] = {}
+        self._drawn: set[str] = set()
         self._distributions = {}
         for key, draws in space.space.items():
             try:
-                self._distributions[key] = draws.distribution()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    self._distributions[key] = draws.distribution()
             except ValueError as error:
                 raise ConfigError(f"space: {key}: {cause(error)}") from None
+            except UserWarning:
+                raise ConfigError(
+                    f"space: {key}: high must be low plus a multiple of step"
+                ) from None
         self._study = optuna.create_study(
             direction="maximize",
             sampler=_built("samplers", space.sampler, seed=seed),
             pruner=_built("pruners", space.pruner),
         )
+        # A sampler that has drawn everything stops the study. Optuna allows that only while the
+        # study runs the trials itself.
+        self._study.stop = self._stop
+        self._is_exhausted = False
 
     def ask(self, number: int, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """Return the values of a trial; None if there are no more.
+        """Return the values of a trial, which no other trial has; None if there are no more.
 
         Args:
-            number: Number of the trial.
-            known: Values that the trial had in an earlier session.
+            number: Of the trial.
+            known: Values that it was given earlier and is given again.
+
+        Raises:
+            ConfigError: The sampler fails.
         """
+        if known is not None:
+            given = {key: self._space.space[key].drawn(each) for key, each in known.items()}
+            self._study.enqueue_trial(given)
+            return self._draw(number)[0]
         if number >= self._space.trials:
             return None
-        draws = self._space.space
-        if known is not None:
-            self._study.enqueue_trial({key: draws[key].drawn(each) for key, each in known.items()})
-        trial = self._study.ask(self._distributions)
+        for _ in range(_MOST_DRAWS):
+            if self._is_exhausted:
+                return None
+            values, is_new = self._draw(number)
+            if is_new:
+                return values
+            self.tell(number, None)
+        return None
+
+    def _draw(self, number: int) -> tuple[dict[str, Any], bool]:
+        """Return the values of a new trial of Optuna, and whether no other trial has them."""
+        with _lines("sampler"):
+            trial = self._study.ask(self._distributions)
         self._trials[number], self._seen[number] = trial, set()
-        return {key: draws[key].value(each) for key, each in trial.params.items()}
+        text, before = json.dumps(trial.params, sort_keys=True), len(self._drawn)
+        self._drawn.add(text)
+        draws = self._space.space
+        values = {key: draws[key].value(each) for key, each in trial.params.items()}
+        return values, len(self._drawn) > before
+
+    def _stop(self) -> None:
+        self._is_exhausted = True
 
     def report(self, number: int, values: Iterable[tuple[int, float]]) -> bool:
         """Report intermediate values with their steps; return whether to prune the trial."""
         trial, prune = self._trials[number], False
-        for steps, value in values:
-            if steps not in self._seen[number]:
-                self._seen[number].add(steps)
-                trial.report(value, steps)
-                prune = prune or trial.should_prune()
+        with _lines("pruner"):
+            for steps, value in values:
+                if steps not in self._seen[number]:
+                    self._seen[number].add(steps)
+                    trial.report(value, steps)
+                    prune = prune or trial.should_prune()
         return prune
 
     def tell(self, number: int, score: float | None, *, pruned: bool = False) -> None:
         """Report the score of a trial, or None if it failed."""
         states = _optuna().trial.TrialState
-        if pruned:
-            self._study.tell(self._trials[number], state=states.PRUNED)
-        elif score is None:
-            self._study.tell(self._trials[number], state=states.FAIL)
-        else:
-            self._study.tell(self._trials[number], score)
+        state = states.PRUNED if pruned else states.FAIL if score is None else states.COMPLETE
+        with _lines("sampler"):
+            self._study.tell(
+                self._trials[number], score if state == states.COMPLETE else None, state=state
+            )
 
 
 class TrialPruning(Callback):
@@ -207,6 +248,8 @@ def _built(kind: str, chosen: str | NamedCall, **defaults: Any) -> Any:
     name, kwargs = (chosen.path, chosen.kwargs) if isinstance(chosen, NamedCall) else (chosen, {})
     module = import_module(f"optuna.{kind}")
     known = [each for each in module.__all__ if not each.startswith("Base") and each[0].isupper()]
+    if name == "GridSampler":
+        raise ConfigError("sampler: GridSampler is not possible; --over runs a grid")
     if name not in known:
         raise ConfigError(
             f"{kind[:-1]}: '{name}' is not in optuna.{kind}, which has {', '.join(known)}"
@@ -214,10 +257,16 @@ def _built(kind: str, chosen: str | NamedCall, **defaults: Any) -> Any:
     build = getattr(module, name)
     taken = inspect.signature(build).parameters
     defaults = {key: value for key, value in defaults.items() if key in taken}
+    with _lines(f"{kind[:-1]}: {brief(name)}"):
+        return build(**{**defaults, **kwargs})
+
+
+@contextmanager
+def _lines(place: str) -> Iterator[None]:
+    """Report an error of Optuna in one line; hide warnings of what the user has chosen."""
     with warnings.catch_warnings():
-        # Warnings of experimental arguments, which the user has chosen.
         warnings.simplefilter("ignore")
         try:
-            return build(**{**defaults, **kwargs})
+            yield
         except Exception as error:
-            raise ConfigError(f"{kind[:-1]}: {brief(name)}: {cause(error)}") from None
+            raise ConfigError(f"{place}: {cause(error)}") from error

@@ -18,6 +18,7 @@ from fastrl.arguments import at_least_one, file_path, instance
 from fastrl.durable import append_line, last_lines, make_directory, read_bounded, writing
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.json_lines import object_of, row_of
+from fastrl.program_code import packed
 from fastrl.runs import locked
 from fastrl.sweeps.optuna_search import OptunaSearch
 from fastrl.sweeps.sweep_plan import Pins, SweepPlan
@@ -312,6 +313,7 @@ class Sweep:
         self._note(trial=number, values=values)
         try:
             config = self._plan.config(values)
+            code = packed(config)
             if (path / "config.yaml").is_file():
                 arguments = ["resume", str(path)]
             else:
@@ -321,8 +323,7 @@ class Sweep:
         except FastrlError as error:
             self._end(TrialResult(number, values, path, "failed", str(error)), on_end)
             return None
-        beside = self._plan.path.resolve().parent if self._plan.path else None
-        process = share.start(arguments, path.with_suffix(".log"), beside)
+        process = share.start(arguments, path.with_suffix(".log"), code)
         return _Running(number, values, config.total_steps, share, process)
 
     def _finish(

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import brief
+from fastrl.arguments import brief, file_path, instance
 from fastrl.config import Config, load_config, resolved
 from fastrl.config.text import parse_yaml
 from fastrl.errors import ConfigError
@@ -20,6 +20,7 @@ from fastrl.learning.learner import learner_threads
 from fastrl.runs import RUNS
 from fastrl.sampling.build import make_plan
 from fastrl.sweeps.optuna_search import OptunaSearch, SearchSpace
+from fastrl.training.session import check_named_code
 
 SEED = "seed"
 Values = Mapping[str, Any]
@@ -39,13 +40,13 @@ class SweepPlan:
 
     Attributes:
         path: The configuration file; None for the defaults alone.
-        overrides: Overrides of the file, ``section.key=value`` each.
-        grid: Values by dotted key; each combination is a trial.
-        space: Values for Optuna, instead of a grid.
+        overrides: Laid over the file, ``section.key=value`` each.
+        grid: Values by dotted key; each combination of different values is a trial.
+        space: What Optuna draws from, instead of a grid.
 
     Raises:
-        ConfigError: A configuration is invalid, there is nothing to vary, or a key is one
-            that the sweep sets.
+        ConfigError: A configuration is invalid or names code that is missing, there is nothing to
+            vary, or a key is one of those that the sweep sets.
     """
 
     path: Path | None
@@ -54,8 +55,16 @@ class SweepPlan:
     space: SearchSpace | None = None
 
     def __post_init__(self) -> None:
-        """Check the configuration of every trial that is known in advance."""
-        if bool(self.grid) == (self.space is not None):
+        """Check the configuration of every trial that is known before."""
+        if self.path is not None:
+            object.__setattr__(self, "path", file_path("path", self.path))
+        grid = instance("grid", self.grid, Mapping)  # type: ignore[type-abstract]
+        object.__setattr__(self, "grid", {key: _plain(key, grid[key]) for key in grid})
+        if self.grid and self.space is not None:
+            raise ConfigError(
+                "--space draws all values; --seeds and --over are for sweeps without it"
+            )
+        if not self.grid and self.space is None:
             raise ConfigError("a sweep needs values to vary: --seeds, --over or --space")
         keys = {*self.grid, *(self.space.space if self.space else ())}
         for key in keys:
@@ -64,20 +73,21 @@ class SweepPlan:
         if self.base.run_dir is not None:
             raise ConfigError("run_dir: a sweep makes the directory of each trial; use --dir")
         for values in self.combinations():
-            self.config(values)
+            check_named_code(self.config(values))
         if self.space is not None:
             self._check_space(self.space)
 
     def _check_space(self, space: SearchSpace) -> None:
-        """Reject a space without valid configurations."""
-        search = OptunaSearch(space, self.base.seed)
-        for number in range(_DRAWS):
+        """Reject a space from which no valid configuration is drawn."""
+        search, problem = OptunaSearch(space, self.base.seed), None
+        for _ in range(_DRAWS):
+            if (values := search.ask(0)) is None:
+                break
             try:
-                self.config(search.ask(0) or {})
-                return
+                return check_named_code(self.config(values))
             except ConfigError as error:
-                if number == _DRAWS - 1:
-                    raise ConfigError(f"--space: {error}") from None
+                problem = error
+        raise ConfigError(f"--space: {problem}")
 
     @cached_property
     def given(self) -> Config:
@@ -160,9 +170,8 @@ def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
                 f"{brief(text)}"
             )
         if key in found:
-            raise ConfigError(f"--over: '{key}' occurs twice; separate its values by commas")
-        chosen = parse_yaml(f"[{values}]", f"--over: {key}", numbered=False)
-        found[key] = [each for at, each in enumerate(chosen) if each not in chosen[:at]]
+            raise ConfigError(f"--over: '{key}' is there twice; separate its values by commas")
+        found[key] = parse_yaml(f"[{values}]", f"--over: {key}", numbered=False)
     return found
 
 
@@ -183,6 +192,25 @@ def make_grid(seeds: str | None, over: Sequence[str]) -> dict[str, list[Any]]:
     if number > _MOST_TRIALS:
         raise ConfigError(f"{number:,} trials are too many; at most {_MOST_TRIALS:,} are possible")
     return grid
+
+
+def _plain(key: object, values: Any) -> list[Any]:
+    """Return the values of a key as JSON has them, each once.
+
+    Raises:
+        ConfigError: There are none, or one is of another type.
+    """
+    rule = "grid must have a list of values, of types as in YAML, for each key"
+    if not isinstance(key, str) or isinstance(values, str | bytes | Mapping):
+        raise ConfigError(f"{rule}; got {brief({key: values})}")
+    try:
+        # Those of NumPy become Python's.
+        texts = [json.dumps(each, default=lambda value: value.tolist()) for each in values]
+    except (TypeError, ValueError, AttributeError):
+        raise ConfigError(f"{rule}; got {brief({key: values})}") from None
+    if not texts:
+        raise ConfigError(f"{rule}; '{key}' has none")
+    return [json.loads(text) for text in dict.fromkeys(texts)]
 
 
 class Pins:

@@ -57,7 +57,7 @@ class StartedTrial(Protocol):
 class Share(Protocol):
     """Some cores, on which one trial runs at a time."""
 
-    def start(self, arguments: Sequence[str], log: Path, beside: Path | None) -> StartedTrial:
+    def start(self, arguments: Sequence[str], log: Path, code: bytes) -> StartedTrial:
         """Start a trial; see `TrialProcess`."""
         ...
 
@@ -69,10 +69,10 @@ class TrialProcess:
     that end it.
 
     Args:
-        arguments: Arguments of the command ``fastrl``.
-        cores: Cores that it may use; empty for all.
-        log: File to which its output is appended.
-        beside: Directory of further modules that it may import; None for none.
+        arguments: Of ``fastrl``.
+        cores: What it may use; empty for all.
+        log: File that its output is appended to.
+        code: What this program `packed` for the run.
 
     Attributes:
         is_lost: False, as it runs on this machine; see `StartedTrial`.
@@ -85,13 +85,12 @@ class TrialProcess:
     is_lost = False
 
     def __init__(
-        self, arguments: Sequence[str], cores: Sequence[int], log: Path, beside: Path | None
+        self, arguments: Sequence[str], cores: Sequence[int], log: Path, code: bytes
     ) -> None:
         self._log, self._stop_at = log, 0.0
         order = {
             "parent": os.getpid(),
             "cores": list(cores),
-            "beside": beside and str(beside),
             "arguments": list(arguments),
         }
         with writing(log):
@@ -101,11 +100,14 @@ class TrialProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, json.dumps(order)],
                 env=os.environ | environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as sink:
+            sink.write(code)
 
     @property
     def ended(self) -> bool:
@@ -164,9 +166,9 @@ class CoreShare:
 
     cores: list[int]
 
-    def start(self, arguments: Sequence[str], log: Path, beside: Path | None) -> TrialProcess:
+    def start(self, arguments: Sequence[str], log: Path, code: bytes) -> TrialProcess:
         """Start a trial; see `TrialProcess`."""
-        return TrialProcess(arguments, self.cores, log, beside)
+        return TrialProcess(arguments, self.cores, log, code)
 
 
 def shares(jobs: int, most: int | None = None) -> list[list[int]]:

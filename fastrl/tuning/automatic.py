@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
 from rich.console import Console
 
 from fastrl.arguments import taken
 from fastrl.cluster.connection import Connection, NodeLostError
-from fastrl.cluster.node_sampler import packages, require_packages, unpickled
+from fastrl.cluster.node_sampler import packages, require_packages
 from fastrl.cluster.peer import Answering, Peer
 from fastrl.config import Config
 from fastrl.config.models import MachineConfig
 from fastrl.errors import FastrlError
 from fastrl.live_display import check_console, waiting
+from fastrl.program_code import packed, unpacked
 from fastrl.training.session import check_named_code
 from fastrl.tuning.space import Candidate, sampler_keys, with_candidate
 from fastrl.tuning.tune import tuned_here
@@ -70,16 +70,16 @@ class Tuner(Answering):
         """Return the best candidate, or None, and lines to print.
 
         Args:
-            wanted: Result of `packages` on the driver.
-            content: The run, the budget in seconds, and whether earlier results are
-                discarded, pickled by cloudpickle.
+            wanted: The driver's `packages`.
+            content: `packed`: the run, the budget in seconds, and whether earlier results are
+                discarded.
 
         Raises:
             ConfigError: Versions differ, or something cannot be imported or built here.
             EnvError: The environment cannot be built here.
         """
         require_packages(wanted)
-        config, budget_s, fresh = unpickled(content)
+        config, budget_s, fresh = unpacked(content)
         lines: list[str] = []
         return tuned_here(config, budget_s, lines.append, fresh=fresh), lines
 
@@ -114,7 +114,7 @@ def _tuned_machines(
         try:
             for peer in peers:
                 alone = {"cluster": None, "sampler": config.sampler_on(peer.node.cores)}
-                content = cloudpickle.dumps((config.model_copy(update=alone), budget_s, fresh))
+                content = packed(config, (config.model_copy(update=alone), budget_s, fresh))
                 peer.ask(timeout_s, "tune", packages(), content)
             for peer in peers:
                 where = f"{peer} ({peer.node.cores} cores)"

@@ -52,8 +52,6 @@ def test_trials_of_a_node_that_is_lost_continue_on_another_one(raylets, tmp_path
 def test_a_directory_that_a_node_does_not_see_is_one_line(tmp_path):
     from fastrl.cluster.node_sampler import packages
 
-    order = Order(
-        ["train"], 0, 1, 1, Path("log"), None, str(tmp_path), tmp_path / "sweep.jsonl", {}
-    )
+    order = Order(["train"], 0, 1, 1, Path("log"), b"", str(tmp_path), tmp_path / "sweep.jsonl", {})
     with pytest.raises(ConfigError, match="in a directory that all machines share"):
         TrialActor().open(packages(), order)

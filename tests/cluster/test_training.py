@@ -169,3 +169,44 @@ def test_one_node_of_each_kind_is_tuned(raylets, nodes, tmp_path, monkeypatch):
             assert sampler.collect().reward.shape[1] == 3 * 12
     finally:
         raylets.remove(small)
+
+
+SCRIPT = """
+import gymnasium
+
+import fastrl
+
+
+class Short(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        return self.observation_space.low, 7.0, True, False, {}
+
+
+class Small(fastrl.ActorCritic):
+    def __init__(self, env_spec):
+        super().__init__(env_spec, fastrl.config.ModelConfig(hidden_sizes=(4,)))
+
+
+gymnasium.register("Short-v0", entry_point=Short)
+fastrl.register("model", "small", Small)
+names = ["env.id=Short-v0", "model.class_path=small", "cluster.address=ADDRESS"]
+for mode in "rollouts", "gradients":
+    config = fastrl.load_config("run.yaml", [*names, "total_steps=384", f"cluster.mode={mode}"])
+    print(fastrl.train(config).outcome.evaluation.return_mean)
+"""
+
+
+def test_nodes_find_what_the_script_defines_and_registers(raylets, nodes, tmp_path):
+    (tmp_path / "run.yaml").write_text(YAML)
+    (tmp_path / "script.py").write_text(SCRIPT.replace("ADDRESS", raylets.address))
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout.splitlines()[-2:] == ["7.0", "7.0"], done.stderr

@@ -1,13 +1,14 @@
 """A node with other packages than the driver."""
 
-import cloudpickle
 import pytest
 
 pytest.importorskip("ray")
 
 from fastrl.cluster.connection import Connection, NodeLostError
 from fastrl.cluster.node_sampler import NodeSampler, packages
+from fastrl.config import Config, EnvConfig
 from fastrl.errors import ConfigError
+from fastrl.program_code import packed
 
 
 def test_other_versions_are_named():
@@ -17,7 +18,9 @@ def test_other_versions_are_named():
 
 
 def test_a_module_that_a_node_lacks_is_named(monkeypatch):
-    content = cloudpickle.dumps(pytest.fixture).replace(b"_pytest", b"_absent")
+    content = packed(Config(env=EnvConfig(id="CartPole-v1")), pytest.fixture).replace(
+        b"_pytest", b"_absent"
+    )
     answer = NodeSampler().ask("open", packages(), content)
     assert isinstance(answer, ConfigError)
     assert "lacks what the run imports: No module named '_absent'" in str(answer)

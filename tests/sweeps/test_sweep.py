@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -71,7 +72,7 @@ def test_seeds_are_a_range_or_a_list(text, seeds):
 
 
 def test_values_are_yaml():
-    over = ["algorithm.gamma=0.9,1e-1", "model.hidden_sizes=[64, 64],[8]", "env.id=A-v1,A-v1"]
+    over = ["algorithm.gamma=0.9,1e-1", "model.hidden_sizes=[64, 64],[8]", "env.id=A-v1"]
     assert parse_over(over) == {
         "algorithm.gamma": [0.9, 0.1],
         "model.hidden_sizes": [[64, 64], [8]],
@@ -80,7 +81,7 @@ def test_values_are_yaml():
 
 
 def test_every_combination_is_a_trial_and_the_first_seed_comes_first():
-    grid = make_grid("0:2", ["algorithm.gamma=0.9,0.99"])
+    grid = make_grid("0:2", ["algorithm.gamma=0.9,0.99,9e-1"])
     trials = [tuple(each.values()) for each in SweepPlan(None, ["env.id=A"], grid).combinations()]
     assert trials == [(0, 0.9), (0, 0.99), (1, 0.9), (1, 0.99)]
 
@@ -97,6 +98,7 @@ def test_every_combination_is_a_trial_and_the_first_seed_comes_first():
         (["--seeds", "0:2", "run_dir=here"], "run_dir: a sweep makes the directory"),
         (["--over", "cluster.nodes=1,2"], "cluster.nodes: cannot be varied in a sweep"),
         (["--seeds", "0:2", "env.id=NoSuch-v0"], "NoSuch"),
+        (["--seeds", "0:2", "callbacks=[nothing:X]"], "callbacks: 'nothing:X' cannot be imported"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(sweep, arguments, problem):
@@ -272,6 +274,18 @@ def test_a_search_that_continues_gives_unfinished_trials_their_values_again(swee
     assert [t["values"] for t in before] == [t["values"] for t in after]
 
 
+@pytest.mark.parametrize("sampler", ["BruteForceSampler", "TPESampler"])
+def test_a_search_ends_when_every_combination_has_been_tried(sweep, sampler):
+    pytest.importorskip("optuna")
+    space = "space: {algorithm.gamma: {choices: [0.9, 0.8, 0.7]}}"
+    Path("space.yaml").write_text(f"trials: 9\nsampler: {sampler}\n{space}")
+    command = ["--space", "space.yaml", "--dir", "all", "--jobs", "2", "--json", "found.json"]
+    for _ in range(2):
+        assert sweep(*command)[0] == 0
+        found = json.loads(Path("found.json").read_text())
+        assert sorted(t["values"]["algorithm.gamma"] for t in found["trials"]) == [0.7, 0.8, 0.9]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -284,6 +298,8 @@ def test_a_search_that_continues_gives_unfinished_trials_their_values_again(swee
         ("space: {a.b: {min: 1, high: 2}}", "space.a.b.min: unknown key; known are low, high"),
         ("space: {a.b: {low: 1}}", "space.a.b: needs low and high, or choices"),
         ("space: {a.b: {low: 2, high: 1}}", "a.b: ValueError"),
+        ("space: {a.b: {low: 0.5, high: 1.0, step: 0.3}}", "a.b: high must be low plus a multiple"),
+        ("sampler: GridSampler\nspace: {a.b: {low: 1, high: 2}}", "--over runs a grid"),
         ("sampler: Tpe\nspace: {a.b: {low: 1, high: 2}}", "sampler: 'Tpe' is not in optuna"),
         ("pruner: {path: MedianPruner, kwargs: {n: 1}}\nspace: {a.b: {low: 1, high: 2}}", "'n'"),
         ("space: {algorithm.gama: {low: 0.1, high: 0.2}}", "did you mean algorithm.gamma?"),
@@ -331,9 +347,18 @@ def test_a_trial_learns_what_train_learns(tmp_path, monkeypatch):
     assert trial.state == "finished"
 
 
+def test_a_plan_takes_values_of_numpy_and_rejects_what_yaml_cannot_write():
+    grid = {"algorithm.gamma": np.array([0.5, 0.9, 0.5]), "seed": np.arange(2)}
+    plan = SweepPlan(None, ["env.id=CartPole-v1"], grid)
+    assert plan.grid == {"algorithm.gamma": [0.5, 0.9], "seed": [0, 1]}
+    for values in ("0:5", [], 5, [object()]):
+        with pytest.raises(ConfigError, match="grid must have a list of values"):
+            SweepPlan(None, ["env.id=CartPole-v1"], {"seed": values})
+
+
 def test_spaces_and_grids_exclude_each_other(tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "space.yaml").write_text("space: {algorithm.gamma: {low: 0.1, high: 0.9}}")
     space = load_space(tmp_path / "space.yaml")
-    with pytest.raises(ConfigError, match="a sweep needs values to vary"):
+    with pytest.raises(ConfigError, match="--space draws all values"):
         SweepPlan(None, ["env.id=CartPole-v1"], {"seed": [1]}, space)

@@ -61,7 +61,8 @@ def config_of(steps: int, **sampler: object) -> Config:
 
 def torchrun(size: int, *arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}"]
-    command += [f"--master-port={free_port()}", "-m", "fastrl", *arguments]
+    command += [f"--master-port={free_port()}", "--log-dir=/dev/null"]  # else it leaves a directory
+    command += ["-m", "fastrl", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
     assert ended.returncode == 0, ended.stderr
 

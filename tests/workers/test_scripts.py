@@ -120,3 +120,26 @@ def test_script_that_every_worker_would_run_again_is_told_so(tmp_path):
     )
     assert done.returncode == 1
     assert "fastrl.errors.FastrlError: workers start workers that start workers" in done.stderr
+
+
+def test_trials_find_what_the_script_defines_and_registers(tmp_path):
+    done = run(
+        tmp_path,
+        """
+        from fastrl.sweeps import Sweep, SweepPlan
+
+
+        class Count(fastrl.Callback):
+            def on_update(self, context, update):
+                context.log("count", 1.0)
+
+
+        fastrl.register("model", "small", Small)
+        names = ["env.id=Steps-v1", "env.wrappers=[training_script:Double]"]
+        names += ["model.class_path=small", "callbacks=[__main__:Count]"]
+        names += ["sampler=serial", "total_steps=32", "evaluation.enabled=false"]
+        plan = SweepPlan(None, [*names, *SIZES], {"seed": [0]})
+        print([(trial.error, trial.score) for trial in Sweep(plan, "all").run(print).trials])
+        """,
+    )
+    assert done.stdout.splitlines()[-1] == "[('', 8.0)]", done.stdout + done.stderr
