@@ -16,9 +16,6 @@ T = TypeVar("T")
 MOST_THINGS = 2**24
 """More environments, workers or rows than any machine has memory for."""
 
-PICTURES = (".png", ".pdf", ".svg")
-"""Endings of the files that a picture can be written to."""
-
 
 def brief(value: object, width: int = 60) -> str:
     """Return a value as code on one line, cut where it is long."""
@@ -71,12 +68,6 @@ def file_path(name: str, value: object, remedy: str = "") -> Path:
         return Path(value)
     hint = f"; {remedy}" if remedy else ""
     raise ArgumentError(f"{name} must be a path, got {brief(value)}{hint}")
-
-
-def check_ending(path: Path, endings: Sequence[str] = PICTURES) -> None:
-    """Raise an `ArgumentError` for a file whose name has none of some endings."""
-    if path.suffix.lower() not in endings:
-        raise ArgumentError(f"'{path}' must end in {' or '.join(endings)}")
 
 
 def methods(name: str, value: object, wanted: Sequence[str]) -> None:

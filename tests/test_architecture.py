@@ -24,7 +24,7 @@ FLOORS = (
     ("errors", "closing", "global_streams", "once", "json_lines"),
     ("imports",),
     ("arguments", "jit", "system"),
-    ("durable", "registry"),
+    ("durable", "formats", "registry"),
     ("builtin", "curves", "live_display"),
     ("spaces",),
     ("spec",),
