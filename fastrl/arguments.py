@@ -16,9 +16,6 @@ T = TypeVar("T")
 MOST_THINGS = 2**24
 """Largest number of environments, workers or rows, far beyond the memory of any machine."""
 
-PICTURES = (".png", ".pdf", ".svg")
-"""File endings of pictures."""
-
 
 def brief(value: object, width: int = 60) -> str:
     """Return a value as code on one line, shortened if it is long."""
@@ -71,12 +68,6 @@ def file_path(name: str, value: object, remedy: str = "") -> Path:
         return Path(value)
     hint = f"; {remedy}" if remedy else ""
     raise ArgumentError(f"{name} must be a path, got {brief(value)}{hint}")
-
-
-def check_ending(path: Path, endings: Sequence[str] = PICTURES) -> None:
-    """Raise an `ArgumentError` for a file name without one of some endings."""
-    if path.suffix.lower() not in endings:
-        raise ArgumentError(f"'{path}' must end in {' or '.join(endings)}")
 
 
 def methods(name: str, value: object, wanted: Sequence[str]) -> None:

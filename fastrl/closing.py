@@ -1,10 +1,14 @@
-"""Closes resources at the end of a block: all of them, even if some raise."""
+"""Closing resources at the end of a block, before a signal too, and several if some fail."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 from typing import Protocol, Self, TypeVar
 
 
@@ -32,6 +36,43 @@ class Closing(ABC):
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+class _Left(BaseException):
+    """Leaves a block before a signal ends the process; users' code must not catch it."""
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP leave the block before they end the process.
+
+    So `finally` clauses in the block remove files and close what they have opened. Signals that
+    are ignored or handled already stay as they are. Does nothing outside of the main thread.
+    """
+    owner = os.getpid()
+    arrived: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a fork, which inherits this
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        arrived.append(number)
+        if len(arrived) == 1:
+            raise _Left
+
+    is_main = threading.current_thread() is threading.main_thread()
+    fatal = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
+    heard = [each for each in fatal if signal.getsignal(each) == signal.SIG_DFL]
+    try:
+        for each in heard:
+            signal.signal(each, leave)
+        yield
+    finally:
+        for each in heard:
+            signal.signal(each, signal.SIG_DFL)
+        if arrived:
+            os.kill(owner, arrived[0])
 
 
 @contextmanager

@@ -126,4 +126,4 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def shown(value: object) -> str:
     """Return a value of a configuration as text."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)

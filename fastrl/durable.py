@@ -7,15 +7,18 @@ files to another directory.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastrl.errors import FastrlError
+from fastrl.closing import unwinding
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.json_lines import object_of
 from fastrl.system import free_bytes, sync
 
@@ -48,34 +51,146 @@ def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") ->
         raise kind(f"{what}'{path}' cannot be written: {error.strerror or error}") from error
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory and its missing parents.
+def make_directory(path: Path, *, parents: bool = True) -> None:
+    """Make a directory and its missing parents, or the directory alone.
 
     Raises:
         NotADirectoryError: One of the parents is a file.
         OSError: It cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=parents, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
 
 
+def _partial_of(path: Path) -> Path:
+    """Return where a file or a directory is until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def appearing(path: Path, hidden: Path | None = None) -> Iterator[Path]:
+    """Yield the path at which to write a file, which is renamed to its own at the end.
+
+    Whatever ends the block before, such as an error, Ctrl-C or SIGTERM, leaves nothing.
+
+    Args:
+        path: Of the complete file.
+        hidden: Where it is written; by default ``.NAME.partial`` beside it.
+    """
+    hidden = hidden or _partial_of(path)
+    with unwinding():
+        try:
+            yield hidden
+            hidden.replace(path)
+        except BaseException:
+            _remove(hidden)
+            raise
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory, which becomes the one at ``path`` at the end of the block.
+
+    Whatever ends the block before, such as an error, Ctrl-C or SIGTERM, leaves nothing. An empty
+    directory that exists is used itself, since it may be the working directory, or mounted.
+
+    Raises:
+        ConfigError: The directory is not empty, or cannot be made.
+    """
+    check_new_directory(path)
+    is_there = path.is_dir()
+    place = path if is_there else _partial_of(path.absolute())
+    missing = [each for each in place.parents if not each.exists()]
+    with unwinding():
+        try:
+            with writing(path, ConfigError):
+                if not is_there:
+                    _remove(place)
+                    make_directory(place)
+            yield place
+            if not is_there:
+                with writing(path, ConfigError):
+                    place.replace(path)
+        except BaseException:
+            for each in [*place.iterdir()] if is_there else [place]:
+                _remove(each)
+            for each in missing:
+                with suppress(OSError):
+                    each.rmdir()
+            raise
+
+
+def check_new_directory(path: Path) -> None:
+    """Reject a new directory that exists, unless it is an empty one.
+
+    Raises:
+        ConfigError: It is not an empty directory, or cannot be read.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir():
+        raise ConfigError(f"'{path}' is not a directory; name a new one")
+    with writing(path, ConfigError):
+        if any(path.iterdir()):
+            raise ConfigError(f"'{path}' is not empty; name a new directory")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a directory with its content, if it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that a user has named: completely or not at all, and behind a link.
+
+    Devices and pipes, such as ``/dev/stdout``, are written to as they are.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    is_special = path.exists() and not path.is_file()
+    if is_special or path.absolute().is_relative_to("/dev"):
+        path.write_bytes(content)
+    else:
+        write_durably(path.resolve(), content)
+
+
+def write_figure(path: Path, figure: Any, **options: Any) -> None:
+    """Write a figure of matplotlib in the format that the ending of a file names.
+
+    Args:
+        path: The file.
+        figure: The figure.
+        **options: Of its ``savefig``, such as ``dpi``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.lower().removeprefix("."), **options)
+    with writing(path, ConfigError):
+        write_output(path, picture.getvalue())
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that a reader, now or after a crash, finds the old content or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    write_and_sync(partial, content)
-    partial.replace(path)
+    with appearing(path) as partial:
+        write_and_sync(partial, content)
     sync(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one; a crash may lose both."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(open_inside(partial, os.O_WRONLY), "wb") as file:
-        file.write(content)
-    partial.replace(path)
+    with appearing(path) as partial:
+        partial.unlink(missing_ok=True)
+        with os.fdopen(open_inside(partial, os.O_WRONLY), "wb") as file:
+            file.write(content)
 
 
 def write_and_sync(path: Path, content: bytes) -> None:

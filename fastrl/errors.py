@@ -39,6 +39,14 @@ def _place(error: BaseException) -> str:
     return f" at {last.filename}:{last.lineno}{line}"
 
 
+def printable(text: str) -> str:
+    """Return a text without line breaks, and with escapes for characters that no screen shows."""
+    if text.isprintable():
+        return text
+    line = one_line(text, None)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
 class FastrlError(Exception):
     """Base of all errors raised by fastrl; the command line prints it as one line.
 
@@ -53,10 +61,7 @@ class FastrlError(Exception):
     kind: ClassVar[str] = "other"
 
     def __init__(self, message: str = "") -> None:
-        if not message.isprintable():
-            line = one_line(message, None)
-            message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-        super().__init__(message)
+        super().__init__(printable(message))
 
 
 class ConfigError(FastrlError):

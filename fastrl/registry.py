@@ -10,17 +10,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import EntryPoint, distributions
+from numbers import Number
 from types import ModuleType
 from typing import Any
 
 from fastrl import once
 from fastrl.arguments import brief, nearest, one_of
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.errors import USERS_FAILURES, ArgumentError, ConfigError, FastrlError, cause
 from fastrl.imports import import_object, installed_places
 
 NAMESPACE = "fastrl/"
@@ -42,6 +44,9 @@ KINDS = (
 
 _LOGGER = logging.getLogger(__name__)
 _BUILTIN = "fastrl.builtin"
+_PATH = re.compile(r"[\w.]+:[\w.]+")
+_PLAIN = (str, bytes, Number, Sequence, Set, Mapping)
+"""Types of what is no object to register."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,16 @@ def register(
             attribute ``section_type`` of the object.
 
     Raises:
-        ConfigError: The kind does not exist, or the name is invalid or in use.
+        ConfigError: The kind does not exist, the name is malformed or taken, or the object is
+            plain data.
     """
     one_of("kind", kind, KINDS)
+    is_path = isinstance(thing, str) and _PATH.fullmatch(thing)
+    if thing is None or (isinstance(thing, _PLAIN) and not is_path):
+        raise ArgumentError(
+            "thing must be an object or its import path, 'package.module:Object', "
+            f"got {brief(thing)}"
+        )
     if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
         raise ConfigError(f"name must be letters, digits, _ and -, got {brief(name)}")
     if not _sources:

@@ -1,4 +1,4 @@
-"""Paths of runs: finds a run by its name, and chooses the directory of a new one.
+"""Where runs are: one that is given by its name, the directory of a new one, and shared runs.
 
 Nothing here imports torch, so that commands reject a wrong name at once; configurations are
 imported when one is read, so that shells complete names quickly.
@@ -16,21 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrl import registry
-from fastrl.arguments import brief, nearest
-from fastrl.durable import open_inside, read_object, writing
+from fastrl.arguments import brief, file_path, nearest, taken
+from fastrl.durable import check_new_directory, open_inside, read_object, writing
 from fastrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastrl.config import Config
 
 RUNS = Path("runs")
-"""Default directory of runs."""
-VERSIONS, SIGNATURE = "versions.json", "signature"
+"""Where runs are by default."""
+VERSIONS, SIGNATURE, LOCK = "versions.json", "signature", ".lock"
 """Names of files in a run's directory."""
+BESIDE_CONFIG = frozenset({"checkpoints", "metrics.jsonl", VERSIONS})
+"""What a run has beside its config.yaml, which other directories may have as well."""
 
 # Files of a run that was killed while its directory was made.
 _BEFORE_CONFIG = {
-    ".lock",
+    LOCK,
     "checkpoints",
     VERSIONS,
     f".{VERSIONS}.partial",
@@ -41,6 +43,7 @@ _BEFORE_CONFIG = {
 _LONGEST_LIST = 200
 """Most characters in the list of a run's plug-ins."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -176,6 +179,61 @@ def named_run(name: str, option: str) -> Path:
     return RUNS / name
 
 
+def shared_folder(repo: str | Path) -> Path | None:
+    """Return the folder that holds a shared run, or None for a repository on the hub.
+
+    Raises:
+        ConfigError: ``repo`` names neither.
+    """
+    if isinstance(repo, Path):
+        return repo
+    taken("repo", repo, str, "name owner/name or a folder")
+    if repo.startswith(("/", "./", "../", "~")):
+        try:
+            return file_path("repo", repo).expanduser()
+        except RuntimeError:  # of ~name
+            raise ConfigError(f"'{repo}' names no user of this machine") from None
+    if not _ON_HUB.fullmatch(repo):
+        raise ConfigError(f"'{repo}' is neither owner/name on the hub nor a folder such as ./name")
+    return None
+
+
+def check_push(repo: str | Path) -> Path | None:
+    """Return the new folder that a run is shared in, or None for a repository on the hub.
+
+    Raises:
+        ConfigError: ``repo`` names neither, or the folder is not empty.
+    """
+    folder = shared_folder(repo)
+    if folder is not None:
+        check_new_directory(folder)
+    return folder
+
+
+def check_pull(
+    repo: str | Path, directory: str | Path | None, revision: str | None
+) -> tuple[Path | None, Path]:
+    """Return the folder that a shared run is copied from, None for the hub, and the new directory.
+
+    Args:
+        repo: See `shared_folder`.
+        directory: The directory; None for the last part of ``repo`` under ``runs/``.
+        revision: Of a repository on the hub.
+
+    Raises:
+        ConfigError: There is no such folder, or the directory cannot be used.
+    """
+    folder = shared_folder(repo)
+    target = named_run(Path(repo).name, "DIR") if directory is None else directory
+    target = file_path("directory", target)
+    if folder is not None and revision is not None:
+        raise ConfigError("--revision chooses from a repository on the hub, not from a folder")
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"there is no folder '{folder}'")
+    check_new_directory(target)
+    return folder, target
+
+
 def check_new_run(config: Config, name: str | None) -> None:
     """Reject a new run whose name or directory cannot be used, before time is spent on it.
 
@@ -204,8 +262,11 @@ def locked_for_new_run(path: Path) -> int:
     """
     with writing(path, ConfigError):
         found = {each.name for each in path.iterdir()}
-    if "config.yaml" not in found and not found <= _BEFORE_CONFIG:
-        raise ConfigError(f"'{path}' contains other files; choose another run_dir")
+    is_run = "config.yaml" in found and not found.isdisjoint(BESIDE_CONFIG)
+    if not is_run and (others := sorted(found - _BEFORE_CONFIG)):
+        raise ConfigError(
+            f"'{path}' holds other files, such as '{others[0]}'; choose another run_dir"
+        )
     lock = locked(path)
     if (path / "config.yaml").exists():
         os.close(lock)
@@ -218,7 +279,7 @@ def locked_for_new_run(path: Path) -> int:
 
 def locked(path: Path) -> int:
     """Return the descriptor of a lock that the system releases when this process ends."""
-    file = path / ".lock"
+    file = path / LOCK
     try:
         descriptor = open_inside(file, os.O_RDWR)
     except OSError as error:

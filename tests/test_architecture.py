@@ -24,7 +24,7 @@ LAYERS = (
     ("errors", "closing", "global_streams", "once", "json_lines"),
     ("imports",),
     ("arguments", "jit", "system"),
-    ("durable", "registry"),
+    ("durable", "formats", "registry"),
     ("builtin", "curves", "live_display"),
     ("spaces",),
     ("spec",),

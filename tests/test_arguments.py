@@ -15,11 +15,13 @@ import fastrl
 from fastrl import arguments
 from fastrl.config import load_config
 from fastrl.datasets import load_demonstrations
+from fastrl.envs.classic_control.render import save_animation
 from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.sampling import Deadlines, FaultPolicy
 from fastrl.sweeps import Sweep
 from fastrl.training import record_dataset, record_function
 from fastrl.training.checkpoint import CheckpointStore
+from fastrl.training.plotting import plot_runs
 from fastrl.tuning import Candidate, tuned
 from fastrl.tuning.space import Space
 from fastrl.watch.run_index import RunIndex
@@ -96,6 +98,16 @@ def publish_one(value):
     publish(state | {next(iter(state)): value})
 
 
+@cache
+def learner():
+    return fastrl.build_learner(CONFIG, SPEC)
+
+
+@cache
+def policy():
+    return fastrl.TrainedPolicy(fastrl.build_model(SPEC, CONFIG.model), SPEC)
+
+
 def closed(build):
     def call(odd):
         made = build(odd)
@@ -146,6 +158,16 @@ CALLS = {
     "build_learner, model": lambda odd: fastrl.build_learner(
         CONFIG, SPEC, 0 if odd is None else odd
     ),
+    "Learner.update": lambda odd: learner().update(odd),
+    "act": lambda odd: policy().act(odd),
+    "act, state": lambda odd: policy().act(np.zeros(4, np.float32), 0 if odd is None else odd),
+    "act, mask": lambda odd: policy().act(np.zeros(4, np.float32), mask=0 if odd is None else odd),
+    "initial_state": lambda odd: policy().initial_state(odd),
+    "save_animation": lambda odd: save_animation(odd, Path("a.gif"), 10),
+    "save_animation, a picture": lambda odd: save_animation([odd], Path("a.gif"), 10),
+    "save_animation, path": lambda odd: save_animation([np.zeros((4, 4, 3), np.uint8)], odd, 10),
+    "plot_runs": lambda odd: plot_runs(odd, Path("a.png")),
+    "plot_runs, output": lambda odd: plot_runs(["none"], odd),
     "train": fastrl.train,
     "train, name": lambda odd: fastrl.train(ABSENT, name=odd),
     "train, console": lambda odd: fastrl.train(ABSENT, console=odd),

@@ -273,7 +273,17 @@ def test_what_is_missing_is_reported_without_waiting_for_torch(tmp_path):
         "resume mine total_steps=x",
         *(f"{each} nothing" for each in ("resume", "eval", "record", "plot")),
         "export nothing --format onnx",
+        "export mine --format xyz",
+        "record mine --video x.avi",
+        "record mine --dataset runs",
+        "plot mine -o x.bad",
         "push nothing ./shared",
+        "push mine ./runs",
+        "pull ./runs runs",
+        "pull ./nowhere new",
+        "play nothing",
+        "play mine seed=1",
+        "play CartPole-v1 --record runs",
     ]
     code = """
 import sys

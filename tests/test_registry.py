@@ -57,6 +57,12 @@ def test_what_cannot_be_registered_is_rejected(kind, name, message):
         fastrl.register(kind, name, object)
 
 
+@pytest.mark.parametrize("thing", [None, 5, "", "Mine", ["tests:Mine"]])
+def test_plain_data_cannot_be_registered(thing):
+    with pytest.raises(ConfigError, match="thing must be an object or its import path"):
+        fastrl.register("logger", "none", thing)
+
+
 def test_unknown_name_gets_the_nearest():
     with pytest.raises(
         ConfigError, match=r"^algorithm.name: no algorithm 'pqo'; did you mean 'ppo'\?$"

@@ -25,6 +25,7 @@ _EXTRAS = {
     "dm-control": "shimmy",
     "gym": "gym",
     "hub": "huggingface_hub",
+    "minari": "minari",
     "minigrid": "minigrid",
     "mujoco-batch": "mjbatch",
     "onnx": "onnxruntime",

@@ -21,10 +21,12 @@ class QuietConsole(Console):
 
 
 def table_console() -> Console:
-    """Return a console of the terminal's width, or of 200 columns in a pipe."""
-    console = QuietConsole(markup=False, highlight=False)
+    """Return a console of the terminal's width; of 200 columns in a pipe."""
+    console = QuietConsole(markup=False, emoji=False, highlight=False)
     return (
-        console if console.is_terminal else QuietConsole(markup=False, highlight=False, width=200)
+        console
+        if console.is_terminal
+        else QuietConsole(markup=False, emoji=False, highlight=False, width=200)
     )
 
 

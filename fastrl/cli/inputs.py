@@ -110,6 +110,21 @@ def check_output(option: str, file: Path | None, *, directory: bool = False) -> 
         raise ConfigError(f"{option}: no permission to write '{file}'")
 
 
+def check_new_output(option: str, directory: Path) -> None:
+    """Reject the directory of a new dataset that exists or cannot be made.
+
+    Args:
+        option: The option that names it.
+        directory: The directory.
+
+    Raises:
+        ConfigError: See above.
+    """
+    check_output(option, directory, directory=True)
+    if directory.exists() or directory.is_symlink():
+        raise ConfigError(f"{option}: '{directory}' exists already; name a new directory")
+
+
 def split_arguments(
     arguments: Sequence[str] | None, env: str | None = None
 ) -> tuple[Path | None, list[str]]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastrl.arguments import check_ending
 from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
+    check_new_output,
     check_output,
     check_run,
     command_line,
@@ -31,7 +31,9 @@ from fastrl.cli.output import (
     write_wrapped,
 )
 from fastrl.errors import ConfigError
-from fastrl.workers.descent import as_interrupts, without_hangups
+from fastrl.formats import check_animation, check_ending, check_policy_format
+from fastrl.runs import check_new_run, check_pull, check_push, find_run, read_config
+from fastrl.workers.descent import without_hangups
 
 if TYPE_CHECKING:
     from fastrl.training import TrainedRun
@@ -91,7 +93,6 @@ def train(
     path, overrides = split_arguments(arguments, env)
     with loading(quiet=quiet, imports_torch=False):
         from fastrl.config import load_config
-        from fastrl.runs import check_new_run
 
         resolved = load_config(path, overrides)
         if fresh and resolved.sampler.tune_s is None:
@@ -133,8 +134,6 @@ def resume(
     changes = overrides or ()
     if is_alone():
         with loading(quiet=quiet, imports_torch=False):
-            from fastrl.runs import find_run, read_config
-
             read_config(find_run(run), changes)
     with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
@@ -307,7 +306,9 @@ def record(
     if dataset is not None:
         if video is not None:
             raise ConfigError("--video and --dataset exclude each other")
-        check_output("--dataset", dataset, directory=True)
+        check_new_output("--dataset", dataset)
+    if video is not None:
+        check_animation(video)
     if policy is None:
         check_run(run)
     if dataset is not None:
@@ -367,9 +368,10 @@ def export(
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Write a trained policy as a file for other programs, and verify the file."""
-    check_run(run)
+    """Write a trained policy as a file for other programs, and compare both on observations."""
+    check_policy_format(format, "--format")
     check_output("--output", output)
+    check_run(run)
     with loading():
         from fastrl.training import export_run
 
@@ -400,11 +402,11 @@ def plot(
         str | None, option("--title", "TEXT", "By default the keys that all runs share.")
     ] = None,
 ) -> None:
-    """Draw learning curves; runs that differ only in their seed become one, with a spread."""
-    for run in runs:
-        check_run(run)
+    """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
     check_ending(output)
     check_output("--output", output)
+    for run in runs:
+        check_run(run)
     with loading():
         from fastrl.training.plotting import plot_runs
 
@@ -485,7 +487,6 @@ Repo = Annotated[
 ]
 
 
-@as_interrupts()
 def push(
     run: Run,
     repo: Repo,
@@ -499,6 +500,7 @@ def push(
     The state for resuming stays here. 'hf auth login' logs in to the hub.
     """
     check_run(run)
+    check_push(repo)
     with loading():
         from fastrl.training import push_run
 
@@ -507,7 +509,6 @@ def push(
     write(where)
 
 
-@as_interrupts()
 def pull(
     repo: Repo,
     directory: Annotated[
@@ -523,9 +524,9 @@ def pull(
         str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
     ] = None,
 ) -> None:
-    """Copy a shared run; 'fastrl eval' then plays the same episodes as its author's command."""
+    """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
+    check_pull(repo, directory, revision)
     with loading():
-        from fastrl.runs import read_config
         from fastrl.training import pull_run
         from fastrl.training.trust import named_code
 

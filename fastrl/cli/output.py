@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from fastrl.durable import writing
+from fastrl.durable import write_output, writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ def progress_console() -> Console:
     """Return a console on standard error, which becomes quiet when its reader closes."""
     from fastrl.cli.consoles import QuietConsole
 
-    return QuietConsole(stderr=True)
+    return QuietConsole(stderr=True, emoji=False)
 
 
 def show_wait(
@@ -86,7 +86,7 @@ def write_json(tree: Any, file: Path | None = None) -> None:
         write(text)
     else:
         with writing(file):
-            file.write_text(f"{text}\n", encoding="utf-8")
+            write_output(file, f"{text}\n".encode())
 
 
 def write_wrapped(text: str) -> None:

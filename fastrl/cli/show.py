@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from fastrl.arguments import check_ending
 from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
@@ -19,8 +19,9 @@ from fastrl.cli.inputs import (
     split_arguments,
 )
 from fastrl.cli.output import loading, note, show_wait, write, write_json
-from fastrl.durable import write_durably, writing
+from fastrl.durable import new_directory, write_output, writing
 from fastrl.errors import ConfigError
+from fastrl.formats import check_ending
 
 EXIT_FAILS = 1
 PROJECT_FILES = Path(__file__).parent / "project"
@@ -125,7 +126,7 @@ def convert(
         write(text.rstrip("\n"))
         return
     with writing(output, ConfigError):
-        write_durably(output.resolve(), text.encode())
+        write_output(output, text.encode())
 
 
 def envs(
@@ -199,7 +200,7 @@ def new(
     """Write a project: an environment with its test, a wrapper, a configuration and a script."""
     for file in _write_project(directory):
         write(str(file))
-    note(f"next: cd {directory}; python -m pytest; fastrl train config.yaml")
+    note(f"next: cd {shlex.quote(str(directory))}; python -m pytest; fastrl train config.yaml")
 
 
 def _write_project(directory: Path) -> list[Path]:
@@ -211,17 +212,13 @@ def _write_project(directory: Path) -> list[Path]:
     Raises:
         ConfigError: The directory is not empty or cannot be written.
     """
-    written = []
-    with writing(directory, ConfigError):
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise ConfigError(f"'{directory}' is not empty; name a new directory")
+    names = []
+    with new_directory(directory) as place, writing(directory, ConfigError):
         for source in sorted(PROJECT_FILES.iterdir()):
-            # The suffix prevents tools from treating these files as modules of fastrl.
-            target = directory / source.name.removesuffix(".txt")
-            target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-            written.append(target)
-    return written
+            # The suffix keeps tools from taking these files for modules of fastrl.
+            names.append(source.name.removesuffix(".txt"))
+            (place / names[-1]).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return [directory / name for name in names]
 
 
 def plugins() -> None:

@@ -280,7 +280,7 @@ def write_overlay(path: Path, base: Path | None, config: Config, candidate: Cand
     """
     from fastrl.config import load_config
     from fastrl.config.text import dump_yaml
-    from fastrl.durable import write_durably, writing
+    from fastrl.durable import write_output, writing
     from fastrl.tuning.space import sampler_keys
 
     tree: dict[str, Any] = {"env": {"id": config.env.id}}
@@ -294,7 +294,7 @@ def write_overlay(path: Path, base: Path | None, config: Config, candidate: Cand
     if before.sampler.tune_s is not None:
         sampler["tune_s"] = None
     with writing(path):
-        write_durably(path.resolve(), dump_yaml(tree).encode())
+        write_output(path, dump_yaml(tree).encode())
 
 
 def parse_batch(text: str | None) -> tuple[int, int] | None:

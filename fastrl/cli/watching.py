@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fastrl.cli.inputs import check_output, option, split_arguments
+from fastrl.arguments import nearest
+from fastrl.cli.inputs import check_new_output, option, split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
 from fastrl.cli.output import loading, note, show_wait, write, write_json
-from fastrl.errors import ConfigError, EnvError
+from fastrl.errors import ConfigError
+from fastrl.runs import run_and_checkpoint
 
 if TYPE_CHECKING:
+    from fastrl.config import Config
     from fastrl.envs.env_factory import EnvFactory
     from fastrl.play.play_page import PlayPage
     from fastrl.play.play_window import PlayWindow
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from fastrl.watch.run_index import RunIndex
 
 S = TypeVar("S", bound="PageServer")
+
+_UNVERSIONED = re.compile(r"(?!.*-v\d+$)[^:/]+")
+"""Ids that only gymnasium can know, unlike those of families of environments."""
 
 Runs = Annotated[
     list[str] | None,
@@ -159,7 +166,9 @@ def play(
 
     It is shown in a window, or without a screen on a web page. Escape or Ctrl-C ends it.
     """
-    check_output("--record", record, directory=True)
+    if record is not None:
+        check_new_output("--record", record)
+    config = _config_to_play(arguments)
     with loading():
         from fastrl.datasets.episodes import EpisodeBuilder
         from fastrl.play.game import KeyboardPlayer, PolicyPlayer, record_episodes
@@ -173,7 +182,7 @@ def play(
         check_new_dataset(record)
     draw_without_screen()
     with show_wait("building the environment …"):
-        factory, policy = _game_of(arguments, checkpoint, seed, trust)
+        factory, policy = _game_of(arguments[0], config, checkpoint, seed, trust)
         spec = None if record is None else factory.probe()
     with closing(factory.single(render_mode="rgb_array")) as env:
         offered: tuple[str, ...] = ()
@@ -201,32 +210,51 @@ def play(
             write(f"{record}: {number:,} episodes")
 
 
-def _game_of(
-    arguments: list[str], checkpoint: str | None, seed: int | None, trust: bool
-) -> tuple[EnvFactory, TrainedPolicy | None]:
-    """Return the factory of the environment, and the policy if a run is given."""
+def _config_to_play(arguments: list[str]) -> Config | None:
+    """Return the configuration of an environment to play, or None where a run is named.
+
+    Torch is not imported.
+
+    Raises:
+        ConfigError: It is neither a run nor an environment, or a key is wrong.
+    """
     from fastrl.config import load_config
-    from fastrl.envs.lookup import registered_spec
-    from fastrl.runs import find_run
+
+    first, *changes = arguments
+    no_run = ""
+    try:
+        run_and_checkpoint(first)
+    except ConfigError as error:
+        no_run = str(error)
+        if os.path.isdir(first):
+            raise
+    if not no_run:
+        if changes:
+            raise ConfigError(
+                f"'{first}' is a run, which plays its own environment; '{changes[0]}' is for an id "
+                "or a YAML file"
+            )
+        return None
+    found = load_config(*split_arguments(arguments))
+    if found.env.id == first and _UNVERSIONED.fullmatch(first):
+        import gymnasium
+
+        if first not in gymnasium.registry:
+            hint = nearest(first, gymnasium.registry) or "; 'fastrl envs' lists what can be built"
+            raise ConfigError(f"{no_run}; unknown environment '{first}'{hint}")
+    return found
+
+
+def _game_of(
+    run: str, config: Config | None, checkpoint: str | None, seed: int | None, trust: bool
+) -> tuple[EnvFactory, TrainedPolicy | None]:
+    """Return what builds the environment, and the policy where a run is named."""
     from fastrl.sampling import env_factory
     from fastrl.training.run import open_game
 
-    first = arguments[0]
-    no_run = ""
-    try:
-        is_run = Path(first).is_dir() or bool(find_run(first))
-    except ConfigError as error:
-        is_run, no_run = False, str(error)
-    if is_run and len(arguments) == 1:
-        return open_game(first, checkpoint=checkpoint, seed=seed, trust=trust)
-    config = load_config(*split_arguments(arguments))
-    factory = env_factory(config)
-    if no_run and config.env.id == first and factory.family is None and ":" not in first:
-        try:
-            registered_spec(first)
-        except EnvError as error:
-            raise ConfigError(f"{no_run}; {error}") from None
-    return factory, None
+    if config is None:
+        return open_game(run, checkpoint=checkpoint, seed=seed, trust=trust)
+    return env_factory(config), None
 
 
 def _display(

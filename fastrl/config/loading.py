@@ -31,6 +31,7 @@ from fastrl.config.algorithms import (
 from fastrl.config.explain import Key, dotted, explain, first_problem, sections, value_at
 from fastrl.config.models import OWN_SECTION, Config, named_sampler
 from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml
+from fastrl.durable import write_output
 from fastrl.errors import ConfigError
 
 _MAX_FILE_BYTES = 256 * 1024
@@ -114,7 +115,7 @@ def save_config(config: Config, path: str | Path) -> None:
     if not isinstance(path, str | Path) or not str(path):
         raise ConfigError(f"save_config takes the path of a file, got {brief(path)}")
     try:
-        Path(path).write_text(config_to_yaml(config), encoding="utf-8")
+        write_output(Path(path), config_to_yaml(config).encode())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be written: {_reason(error)}") from None
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.arguments import file_path
+from fastrl.durable import new_directory
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.imports import how_to_install
@@ -108,8 +108,6 @@ class DatasetWriter:
         minari = _minari()
         for space in (env_spec.observation_space, env_spec.action_space):
             _require_plain_keys(space)
-        # Absolute, since minari searches for the files of a relative path below that path.
-        self._partial = self.path.absolute().with_name(f".{self.path.name}.partial")
         self._converter = ActionConverter(env_spec.action_space, action_bounds)
         self._about = {
             "fastrl_env": env_spec.id,
@@ -117,17 +115,20 @@ class DatasetWriter:
             "dataset_id": _dataset_id(self.path),
             "minari_version": minari.__version__,
         }
-        with self._writing():
-            shutil.rmtree(self._partial, ignore_errors=True)
-            (self._partial / _DATA).mkdir(parents=True)
-            self._storage = minari.dataset.minari_storage.MinariStorage.new(
-                self._partial / _DATA,
-                observation_space=env_spec.observation_space,
-                action_space=env_spec.action_space,
-                env_spec=_registered(env_spec.id),
-                data_format="hdf5",
-                jpeg_encoding=False,
-            )
+        with ExitStack() as stack:
+            # Absolute, since minari looks for the files of a relative path below that path.
+            self._place = stack.enter_context(new_directory(self.path.absolute()))
+            with self._writing():
+                (self._place / _DATA).mkdir()
+                self._storage = minari.dataset.minari_storage.MinariStorage.new(
+                    self._place / _DATA,
+                    observation_space=env_spec.observation_space,
+                    action_space=env_spec.action_space,
+                    env_spec=_registered(env_spec.id),
+                    data_format="hdf5",
+                    jpeg_encoding=False,
+                )
+            self._appearing = stack.pop_all()
 
     def add(self, episodes: Iterable[Episode]) -> None:
         """Append episodes.
@@ -168,7 +169,6 @@ class DatasetWriter:
         except FastrlError:
             raise
         except Exception as error:  # minari and h5py raise anything
-            shutil.rmtree(self._partial, ignore_errors=True)
             raise ConfigError(f"'{self.path}' cannot be written: {cause(error)}") from error
 
     def __enter__(self) -> Self:
@@ -183,15 +183,14 @@ class DatasetWriter:
     ) -> None:
         """Complete the dataset; after an error remove what was written."""
         if exc_type is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            self._appearing.__exit__(exc_type, exc, trace)
             return
-        with self._writing():
+        with self._appearing, self._writing():
             self._storage.update_metadata(self._about)
-            for file in (self._partial / _DATA).iterdir():
+            for file in (self._place / _DATA).iterdir():
                 sync(file)
-            sync(self._partial / _DATA)
-            self._partial.rename(self.path)
-            sync(self.path.parent)
+            sync(self._place / _DATA)
+        sync(self.path.absolute().parent)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.table import Table
 
-from fastrl.arguments import check_ending
 from fastrl.datasets.files import open_dataset
+from fastrl.durable import write_figure
 from fastrl.errors import ConfigError
+from fastrl.formats import check_ending
 
 _BINS = 30
 
@@ -102,10 +103,7 @@ class DatasetSummary:
             axes.set_xlabel(label)
             axes.set_ylabel("episodes")
         figure.suptitle(f"{self.env}, {len(self.lengths):,} episodes", parse_math=False)
-        try:
-            figure.savefig(picture)
-        except OSError as error:
-            raise ConfigError(f"'{picture}' cannot be written: {error.strerror}") from error
+        write_figure(picture, figure)
 
 
 def summarize(path: str | Path) -> DatasetSummary:

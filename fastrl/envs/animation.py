@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import check_ending
+from fastrl.durable import appearing, writing
 from fastrl.errors import ConfigError
-from fastrl.imports import how_to_install
+from fastrl.formats import check_animation
 
 Frame = NDArray[np.uint8]
+T = TypeVar("T")
 
 _CENTISECOND = 10
 """Milliseconds per unit of the duration of a picture in a GIF."""
@@ -21,8 +24,8 @@ _SHORTEST = 2
 """Least centiseconds of a picture: browsers show shorter ones for ten."""
 
 
-class FrameWriter(Protocol):
-    """Writes the pictures of an animation in order."""
+class _Writer(Protocol):
+    """Takes the pictures of an animation one after the other."""
 
     def append_data(self, frame: Frame) -> None:
         """Add ``[height, width, 3] uint8``."""
@@ -61,6 +64,11 @@ class GifWriter:
             self._starts.append(start)
             self._images.append(Image.fromarray(np.asarray(frame, np.uint8)))
 
+    def forget(self) -> None:
+        """Discard all pictures so far."""
+        self._images.clear()
+        self._starts.clear()
+
     def close(self) -> None:
         """Write the file; safe to call twice."""
         images, self._images = self._images, []
@@ -92,34 +100,48 @@ class GifWriter:
         return round(count * 100 / self._fps)
 
 
-def default_ending() -> str:
-    """Return the default format of animations: MP4, or GIF without its encoder."""
-    return ".mp4" if find_spec("imageio_ffmpeg") is not None else ".gif"
+@contextmanager
+def animation(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
+    """Yield a function that adds a picture ``[height, width, 3] uint8`` to a new animation.
 
+    The file appears once it is complete; until then it has a hidden name, and nothing is left of it
+    if the block is ended before, such as by an error or SIGTERM.
 
-def check_animation(path: Path) -> None:
-    """Reject an unsupported animation file, before anything is drawn.
-
-    Raises:
-        ConfigError: The format is unknown, or its encoder is missing.
-    """
-    check_ending(path, (".mp4", ".gif"))
-    if path.suffix.lower() not in (".gif", default_ending()):
-        raise ConfigError(
-            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}; "
-            "GIF needs no package"
-        )
-
-
-def open_animation(path: Path, fps: float) -> FrameWriter:
-    """Return a writer of a GIF if the path ends in .gif, else of an MP4.
+    Args:
+        path: Ends in .gif or .mp4.
+        fps: Pictures per second.
 
     Raises:
-        OSError: The file cannot be written.
+        ConfigError: The format is unknown, its encoder is missing, or the file cannot be written.
     """
+    check_animation(path)
+
+    def checked(do: Callable[..., T], *arguments: Any) -> T:
+        with writing(path, ConfigError):
+            return do(*arguments)
+
+    with appearing(path, path.with_name(f".{path.name}")) as hidden:
+        writer = checked(_opened, hidden, fps)
+        try:
+            yield partial(checked, writer.append_data)
+        except BaseException:
+            with suppress(Exception):
+                _cancel(writer)
+            raise
+        checked(writer.close)
+
+
+def _opened(path: Path, fps: float) -> _Writer:
     if path.suffix.lower() == ".gif":
         return GifWriter(path, fps)
     import imageio.v2 as imageio
 
-    writer: FrameWriter = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
+    writer: _Writer = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
     return writer
+
+
+def _cancel(writer: _Writer) -> None:
+    """Close a file that is not wanted any more."""
+    if isinstance(writer, GifWriter):
+        writer.forget()  # else it would encode all pictures first
+    writer.close()

@@ -114,8 +114,10 @@ class Learner:
         They are means over all minibatches, except `Algorithm.last_epoch_metrics`.
 
         Raises:
+            ArgumentError: It is not a `Rollout`.
             FastrlError: The loss or a parameter is no longer finite.
         """
+        taken("update", rollout, Rollout, "Sampler.collect returns one")
         with torch_threads(self._torch_threads):
             return self._update(rollout)
 

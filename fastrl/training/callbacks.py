@@ -86,7 +86,7 @@ class RunContext:
         """
         path = self._run / "callbacks"
         with writing(path):
-            make_directory(path)
+            make_directory(path, parents=False)
         return path
 
     def log(self, name: str, value: float) -> None:

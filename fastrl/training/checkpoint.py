@@ -136,9 +136,10 @@ class CheckpointStore:
     """The checkpoints of a run: the last k, and the one with the best evaluation.
 
     Args:
-        directory: Directory of the checkpoints; made with the first one.
-        keep_last: Number k of latest checkpoints to keep.
+        directory: Where they are; never made, so that a run that was removed stays so.
+        keep_last: k.
         on_written: Called with the directory of each checkpoint once it is complete.
+        require: Called before each is written; raises an error if the run is gone.
     """
 
     def __init__(
@@ -146,21 +147,29 @@ class CheckpointStore:
         directory: Path,
         keep_last: int = 3,
         on_written: Callable[[Path], None] = lambda path: None,
+        require: Callable[[], None] = lambda: None,
     ) -> None:
-        self._directory, self._keep_last, self._on_written = directory, keep_last, on_written
+        self._directory, self._keep_last = directory, keep_last
+        self._on_written, self._require = on_written, require
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint unless it exists, remove old ones, and return its directory.
 
         Raises:
             CheckpointError: It cannot be written.
+            FastrlError: The run is gone.
         """
         final = self._directory / checkpoint.name
+        self._require()
         if final.exists():
             return final
-        with _writing(final):
-            self._write(checkpoint, final)
-            self._prune()
+        try:
+            with _writing(final):
+                self._write(checkpoint, final)
+                self._prune()
+        except CheckpointError:
+            self._require()  # which says more if the run was removed meanwhile
+            raise
         self._on_written(final)
         return final
 
@@ -263,8 +272,6 @@ class CheckpointStore:
         sync(self._directory)
 
     def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
-        # Does not make the run directory, which may have been moved or removed meanwhile.
-        self._directory.mkdir(exist_ok=True)
         partial.mkdir()
         for name, content in checkpoint.files().items():
             write_and_sync(partial / name, content)

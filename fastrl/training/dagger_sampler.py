@@ -109,6 +109,8 @@ class DAggerSampler(Sampler):
         if self._kept:
             fields[_EPISODE] = self._numbered(rollout)
         labelled = dataclasses.replace(rollout, fields=fields)
+        with writing(self._directory):
+            self._directory.stat()  # else the directory of a run that was removed would be made
         with DatasetWriter(self._path(number), spec, self._bounds) as writer:
             writer.add(fragments(spec, labelled, self._kept))
         self._parts.append(self._read(number))

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fastrl.closing import closed_after
 from fastrl.config import Config
-from fastrl.envs.animation import default_ending
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import WorkerError
+from fastrl.formats import default_ending
 from fastrl.learning.learner import policy_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.memory import SharedBlock
@@ -269,7 +269,8 @@ def run_evaluator(
         played[:] = 0
         with torch_threads(policy_threads(plan.env_spec)) if final else nullcontext():
             result = player.play(model, final or plan.protocol, watch)
-        records = final is None and plan.record is not None
+        # Not into a run that was removed meanwhile: its directory would be made again.
+        records = final is None and plan.record is not None and plan.videos.is_dir()
         played[2] = records
         answers.send(result)
         if records:

@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.durable import make_directory, write_durably, writing
+from fastrl.durable import make_directory, write_output, writing
 from fastrl.envs.actions import ActionBounds
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.imports import how_to_install
+from fastrl.formats import check_policy_format
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.spec import ACTION_MASK, only_given
 from fastrl.training.trained_policy import TrainedPolicy
-
-SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx"}
-"""File suffix by format."""
 
 _INITIAL_STATE = "initial_state"
 """Name of the initial state in a file."""
@@ -40,7 +36,6 @@ _STEPS = 5
 _TOLERANCE = 1e-4
 """Relative and absolute tolerance of continuous actions, as other kernels round differently."""
 _LONGEST_ERROR = 200
-_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Rows = Sequence[NDArray[Any]]
 Run = Callable[[Rows], Rows]
@@ -59,20 +54,18 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
 
     Args:
         policy: The policy.
-        format: One of `SUFFIXES`.
-        path: Path of the file; its directory is made.
+        format: One of `fastrl.formats.POLICIES`.
+        path: Of the file; its directory is made.
 
     Raises:
         ConfigError: A package is missing, the path is a directory, or the policy cannot be
             exported, or acts differently in the file.
         WriteError: The file cannot be written.
     """
+    check_policy_format(format)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a directory; name a file")
     traced, run_in = (_onnx, _run_onnx) if format == "onnx" else (_torchscript, _run_torchscript)
-    if format == "onnx" and not all(map(find_spec, _ONNX_PACKAGES)):
-        packages = ", ".join(_ONNX_PACKAGES)
-        raise ConfigError(f"--format onnx needs the packages {packages}: {how_to_install('onnx')}")
     try:
         with warnings.catch_warnings():
             # Warnings of both exporters; the comparison finds what they warn of.
@@ -88,7 +81,7 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
         raise ConfigError(f"the policy cannot be exported as {format}: {difference}")
     with writing(path):
         make_directory(path.parent)
-        write_durably(path, content)
+        write_output(path, content)
 
 
 class _Actor(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import file_path, taken
+from fastrl.closing import unwinding
 from fastrl.config import Config, config_to_yaml
 from fastrl.config.models import LoggingConfig
 from fastrl.config.text import dump_yaml
-from fastrl.durable import make_directory, read_object, write_and_sync, writing
+from fastrl.curves import is_number
+from fastrl.durable import new_directory, read_bounded, read_object, write_and_sync, writing
 from fastrl.errors import ConfigError, one_line
 from fastrl.imports import DISTRIBUTION, how_to_install
-from fastrl.runs import named_run, read_config
-from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.runs import check_pull, check_push, read_config
+from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.plotting import plot_runs
 from fastrl.training.run_directory import require_own_files
 from fastrl.training.saver import locate
@@ -41,8 +41,7 @@ _SHARED = re.compile(
     r"|checkpoints/step_[0-9]{1,20}/(model\.safetensors|meta\.json)"
     r"|videos/[\w-][\w.-]{0,99}\.(mp4|gif)"
 )
-"""Names of files that are accepted from others."""
-_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+"""The only names that are taken from others."""
 _LONGEST_REASON = 300
 
 
@@ -71,16 +70,16 @@ def push_run(
         CheckpointError: The checkpoint is missing or damaged.
         WriteError: A file cannot be written.
     """
-    folder = _folder(repo)
+    folder = check_push(repo)
     directory, name = locate(run, checkpoint)
     require_own_files(directory)
     shared = _Shared(directory, read_config(directory), name)
     if folder is not None:
-        with _new_directory(folder) as place:
-            shared.write(place, f"./{folder.name}")
+        with new_directory(folder) as place:
+            shared.write(place, f"./{folder.name}", folder)
         return str(folder)
     hub = _Hub()
-    with tempfile.TemporaryDirectory(prefix="fastrl-push-") as temporary:
+    with unwinding(), tempfile.TemporaryDirectory(prefix="fastrl-push-") as temporary:
         shared.write(Path(temporary), str(repo))
         return hub.push(Path(temporary), str(repo), private)
 
@@ -106,15 +105,10 @@ def pull_run(
         CheckpointError: The checkpoint is damaged.
         WriteError: A file cannot be written.
     """
-    folder = _folder(repo)
-    if directory is None:
-        directory = named_run(Path(repo).name, "DIR")
-    if folder is not None and revision is not None:
-        raise ConfigError("--revision chooses from a repository on the hub, not from a folder")
-    target = file_path("directory", directory)
-    with _new_directory(target) as place:
+    folder, target = check_pull(repo, directory, revision)
+    with new_directory(target) as place:
         if folder is not None:
-            _copy_shared(folder, place)
+            _copy_shared(folder, place, target)
         else:
             _Hub().pull(str(repo), place, revision)
         _require_run(place, repo)
@@ -129,15 +123,17 @@ class _Shared:
     config: Config
     checkpoint: str
 
-    def write(self, place: Path, repo: str) -> None:
-        """Write all files into an empty directory."""
+    def write(self, place: Path, repo: str, target: Path | None = None) -> None:
+        """Write all files into an empty directory, which errors call ``target``."""
+        target = target or place
         store = CheckpointStore(self.directory / "checkpoints")
         found = store.load(self.checkpoint)
         weights = dataclasses.replace(found, state={}, environments=None)
-        CheckpointStore(place / "checkpoints").save(weights)
         here = {"run_dir": None, "init_from": None, "cluster": None, "logging": LoggingConfig()}
         config = self.config.model_copy(update=here)
-        with writing(place):
+        with writing(target):
+            (place / "checkpoints").mkdir()
+            CheckpointStore(place / "checkpoints").save(weights)
             write_and_sync(place / "config.yaml", config_to_yaml(config).encode())
             for name in _TEXTS:
                 if (self.directory / name).is_file():
@@ -207,16 +203,15 @@ class _Shared:
         best = store.best()
         if best is not None and best["checkpoint"] == found.name:
             yield f"| return when it was chosen as the best | {best['return_mean']:,.1f} |"
-        if isinstance(mean := summary.get("eval_return_mean"), float | int):
-            spread, played = summary.get("eval_return_std", 0.0), summary.get("eval_episodes", 0)
-            figure = f"{mean:,.1f} ± {spread:,.1f} over {played} episodes"
+        mean, spread = summary.get("eval_return_mean"), summary.get("eval_return_std")
+        if is_number(mean) and is_number(spread):
+            figure = f"{mean:,.1f} ± {spread:,.1f} over {summary.get('eval_episodes')} episodes"
             yield f"| return at the end of training | {figure} |"
-        if isinstance(speed := summary.get("steps_per_s"), float | int):
+        if is_number(speed := summary.get("steps_per_s")):
             yield f"| steps/s | {speed:,.0f} |"
         yield f"| seed | {self.config.seed} |"
-        for package, number in (
-            read_object(self.directory / "versions.json").get("versions", {}).items()
-        ):
+        versions = read_object(self.directory / "versions.json").get("versions")
+        for package, number in versions.items() if isinstance(versions, dict) else ():
             yield f"| {package} | {number} |"
 
 
@@ -278,62 +273,31 @@ def _reporting() -> Iterator[None]:
         raise ConfigError(f"hub: {one_line(error, _LONGEST_REASON)}{hint}") from error
 
 
-def _folder(repo: str | Path) -> Path | None:
-    """Return the folder that ``repo`` names, or None for a repository on the hub.
-
-    Raises:
-        ConfigError: It names neither.
-    """
-    if isinstance(repo, Path):
-        return repo
-    taken("repo", repo, str, "name owner/name or a folder")
-    if repo.startswith(("/", "./", "../", "~")):
-        return Path(repo).expanduser()
-    if not _ON_HUB.fullmatch(repo):
-        raise ConfigError(f"'{repo}' is neither owner/name on the hub nor a folder such as ./name")
-    return None
-
-
-@contextmanager
-def _new_directory(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory that is renamed to ``directory``, unless there is an error.
-
-    Raises:
-        ConfigError: The directory is not empty, or cannot be made.
-    """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"'{directory}' is not empty; name a new directory")
-    parent = directory.absolute().parent
-    is_parent_new = not parent.exists()
-    place = parent / f".{directory.name}.{secrets.token_hex(8)}"
-    with writing(directory, ConfigError):
-        make_directory(place)
-    try:
-        yield place
-        with writing(directory, ConfigError):
-            place.rename(directory)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        if is_parent_new:
-            with suppress(OSError):  # it holds the directory
-                parent.rmdir()
-
-
-def _copy_shared(folder: Path, place: Path) -> None:
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder '{folder}'")
+def _copy_shared(folder: Path, place: Path, target: Path) -> None:
     require_own_files(folder)
-    with writing(place):
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if _SHARED.fullmatch(name) and path.is_file():
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if _SHARED.fullmatch(name) and path.is_file():
+            content = _read(path)
+            with writing(target):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place / name)
+                (place / name).write_bytes(content)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bounded(path)
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
 def _require_run(place: Path, repo: str | Path) -> None:
     """Reject a directory without a readable configuration and a whole checkpoint."""
     if not (place / "config.yaml").is_file():
         raise ConfigError(f"'{repo}' contains no run of fastrl: config.yaml is missing")
-    read_config(place)
-    CheckpointStore(place / "checkpoints").load("last")
+    try:
+        read_config(place)
+        CheckpointStore(place / "checkpoints").load("last")
+    except (ConfigError, CheckpointError) as error:
+        # The place is hidden, and gone when the error is shown.
+        raise type(error)(str(error).replace(str(place), str(repo))) from error

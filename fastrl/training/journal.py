@@ -62,7 +62,7 @@ class RunJournal:
         self._every_steps = every_steps or max(1, config.total_steps // _ROWS_PER_RUN)
         self._sampler: Sampler | None = None
         self._times: WorkerTimes | None = None
-        self._config, self._workers = config, run.workers
+        self._config, self._run, self._workers = config, run, run.workers
         self._faults = run.faults
         with writing(run.faults):
             self._num_faults = self._earlier_faults()
@@ -89,6 +89,7 @@ class RunJournal:
     def flush(self) -> None:
         """Write a row for the updates since the last one, if there are any."""
         if self._window.steps:
+            self._run.require()
             row = self._window.row(self._idle_s())
             row["restarts"] = self._num_faults
             self._log.write("training", row)
@@ -103,6 +104,7 @@ class RunJournal:
 
     def write_fault(self, row: Mapping[str, Any], text: str) -> None:
         """Write a worker failure of any rank, as `described` returned it, and show it."""
+        self._run.require()
         with writing(self._faults):
             append_line(self._faults, row)
         self._num_faults += 1
@@ -121,6 +123,7 @@ class RunJournal:
             "cut": result.cut,
             **result.info_row(),
         }
+        self._run.require()
         self._log.write(kind, row)
         self._progress.show_evaluation(result, steps)
 

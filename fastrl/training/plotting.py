@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrl.arguments import check_ending
+from fastrl.arguments import file_path, instance
 from fastrl.config import Config
 from fastrl.curves import Curve, curve_name, curve_of, labels_of, mean_curve, shared_keys
-from fastrl.durable import writing
-from fastrl.errors import ConfigError
+from fastrl.durable import write_figure
+from fastrl.errors import ArgumentError, ConfigError
+from fastrl.formats import check_ending
 from fastrl.runs import find_run, read_config
 from fastrl.training.journal import FINAL
 from fastrl.training.metrics import read_rows
@@ -51,9 +52,11 @@ def plot_runs(
     Raises:
         ConfigError: There is no such run, or it has no such rows, or the file cannot be written.
     """
+    output = file_path("output", output)
     check_ending(output)
-    if isinstance(runs, str | Path):
-        runs = [runs]
+    runs = [runs] if isinstance(runs, str | Path) else instance("runs", runs, Sequence)
+    if not runs:
+        raise ArgumentError("runs must name a run, got none")
     groups: dict[str, list[tuple[Config, Path]]] = {}
     for path in dict.fromkeys(find_run(run) for run in runs):
         config = read_config(path)
@@ -133,8 +136,7 @@ def draw_curves(
     axes.grid(alpha=0.3)
     _add_legend(figure, handles, _signs(curves, finals))
     try:
-        with writing(output, ConfigError):
-            figure.savefig(output, dpi=150)
+        write_figure(output, figure, dpi=150)
     finally:
         plt.close(figure)
 

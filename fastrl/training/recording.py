@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import gymnasium
 import numpy as np
 
 from fastrl.durable import make_directory, writing
-from fastrl.envs.animation import Frame, FrameWriter, check_animation, open_animation
+from fastrl.envs.animation import Frame, animation
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError
+from fastrl.formats import check_animation
 from fastrl.global_streams import seeded_streams
 from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel, sampling_mode
@@ -55,6 +56,7 @@ class Recorder:
                 written.
             EnvError: The environment cannot be rendered, raised or broke its contract.
         """
+        check_animation(path)
         draw_without_screen()
         returns: list[float] = []
         streams = seeded_streams(self.protocol.seed, 1)
@@ -63,10 +65,12 @@ class Recorder:
             frames = self._frames(env, model, returns)
             # The first frame is rendered before a file is made, as rendering may fail.
             first = next(frames)
-            with _appearing_whole(path), closing(_writer(path, fps)) as writer:
-                writer.append_data(first)
+            with writing(path, ConfigError):
+                make_directory(path.parent)
+            with animation(path, fps) as append:
+                append(first)
                 for frame in frames:
-                    writer.append_data(frame)
+                    append(frame)
         return returns
 
     def check(self) -> None:
@@ -107,35 +111,9 @@ class Recorder:
                 return
 
 
-def _unfinished(path: Path) -> Path:
-    """Return the path of an unfinished video: hidden, so `fastrl watch` does not show it."""
-    return path.with_name(f".{path.name}")
-
-
 def unfinished(videos: Path) -> list[Path]:
     """Return the incomplete files of interrupted recordings in a directory of videos."""
     return [*videos.glob(".step_*")]
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[None]:
-    """Rename a video to its final path at the end of the block; discard it after an error."""
-    try:
-        yield
-        with writing(path, ConfigError):
-            _unfinished(path).replace(path)
-    finally:
-        with suppress(OSError):
-            _unfinished(path).unlink(missing_ok=True)
-
-
-def _writer(path: Path, fps: float) -> FrameWriter:
-    check_animation(path)
-    if path.is_dir():
-        raise ConfigError(f"'{path}' is a directory; name a file")
-    with writing(path, ConfigError):
-        make_directory(path.parent)
-        return open_animation(_unfinished(path), fps)
 
 
 def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
@@ -149,7 +127,7 @@ def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
     except Exception as error:  # renderers raise many types, mostly for reasons of the machine
         text = " ".join(str(error).split()) or type(error).__name__
         raise EnvError(f"'{name}' cannot be drawn here: {text[:200]} ({_hint(error)})") from error
-    if frame.ndim != 3 or frame.shape[2] != 3:
+    if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
         raise EnvError(f"'{name}' cannot be drawn: render() returned no RGB image")
     factor = -(-_SMALLEST_SIDE // min(frame.shape[:2]))
     return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame

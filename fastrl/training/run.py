@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from fastrl.arguments import file_path, instance, one_of, taken
+from fastrl.arguments import file_path, instance, taken
 from fastrl.config import Config, resolved
-from fastrl.envs.animation import check_animation, default_ending
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, WorkerError
+from fastrl.formats import POLICIES, check_animation, check_policy_format, default_ending
 from fastrl.global_streams import seeded_weights
 from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.live_display import waiting
@@ -28,7 +28,7 @@ from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.coordination import require_alike, together
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
-from fastrl.training.export import SUFFIXES, export
+from fastrl.training.export import export
 from fastrl.training.progress import BUILDING, watched_episodes
 from fastrl.training.recording import Recorder
 from fastrl.training.run_directory import (
@@ -438,12 +438,12 @@ def export_run(
         CheckpointError: As for `load_policy`.
         WriteError: The file cannot be written.
     """
-    one_of("format", format, tuple(SUFFIXES))
+    check_policy_format(format)
     directory, config, found = opened_run(run, checkpoint, trust)
     if output is None:
         require_own_files(directory)
     path = (
-        directory / f"policy{SUFFIXES[format]}" if output is None else file_path("output", output)
+        directory / f"policy{POLICIES[format]}" if output is None else file_path("output", output)
     )
     export(_loaded(directory, config, found, None), format, path)
     return path

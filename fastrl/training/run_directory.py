@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from fastrl import registry
 from fastrl.config import Config, config_to_yaml
 from fastrl.durable import (
+    WriteError,
     json_bytes,
     make_directory,
     require_no_links,
@@ -18,7 +20,7 @@ from fastrl.durable import (
     writing,
 )
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.runs import VERSIONS, locked, locked_for_new_run, new_run_path
+from fastrl.runs import LOCK, VERSIONS, locked, locked_for_new_run, new_run_path
 from fastrl.spec import EnvSpec
 from fastrl.system import machine, versions
 from fastrl.training.saved_spec import SPACES, spec_to_json
@@ -52,6 +54,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, lock: int) -> None:
+        self._inode = path.stat().st_ino
         self.path, self.name, self._lock = path, path.resolve().name, lock
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         self.metrics, self.faults = path / "metrics.jsonl", path / "faults.jsonl"
@@ -94,10 +97,26 @@ class RunDirectory:
         run = cls(path, locked(path))
         try:
             require_own_files(path)
+            with writing(path):
+                run.checkpoints.mkdir(exist_ok=True)
         except FastrlError:
             run.close()
             raise
         return run
+
+    def require(self) -> None:
+        """Check that the directory is still there, before something is written to it.
+
+        Raises:
+            WriteError: It was removed or moved since it was locked.
+        """
+        with suppress(OSError):
+            now = (self.path / LOCK).stat()
+            if os.path.samestat(os.fstat(self._lock), now) and self.checkpoints.is_dir():
+                return
+        raise WriteError(
+            f"'{self.path}' was removed or moved while it was trained in; nothing more is saved"
+        )
 
     @property
     def has_metrics(self) -> bool:
@@ -116,13 +135,25 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any] | None) -> None:
         """Replace the summary; None removes it."""
+        self.require()
         _replace(self.summary, None if summary is None else json_bytes(summary))
 
     def close(self) -> None:
         """Unlock; safe to call twice."""
         if self._lock >= 0:
+            if self._is_removed():
+                # `rm -r` cannot remove a directory in which something was written meanwhile.
+                shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
+
+    def _is_removed(self) -> bool:
+        """Return whether someone has removed the lock and the configuration of this directory."""
+        with suppress(OSError):
+            is_same = self.path.stat().st_ino == self._inode
+            has_config = (self.path / "config.yaml").exists()
+            return is_same and not has_config and os.fstat(self._lock).st_nlink == 0
+        return False
 
 
 def _replace(file: Path, content: bytes | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from fastrl.config import Config
-from fastrl.durable import WriteError
+from fastrl.durable import WriteError, make_directory, writing
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
@@ -317,6 +317,7 @@ class TrainingSession:
             self._path / "checkpoints",
             config.checkpoint.keep_last,
             lambda path: self._call("on_checkpoint", path),
+            directory.require if isinstance(directory, RunDirectory) else lambda: None,
         )
         self._saver = Saver(config, learner, self._window, self._store, extensions, self._ranks)
 
@@ -362,6 +363,9 @@ class TrainingSession:
     def _start_evaluator(self, directory: RunDirectory, stack: ExitStack) -> None:
         config, plan = self._config, self._plan
         assert plan.build_model is not None
+        if self._record is not None:
+            with writing(directory.videos):
+                make_directory(directory.videos)
         evaluation = EvaluationPlan(
             env_spec=plan.env_spec,
             build_env=evaluation_factory(config, plan.env_spec).batched,

@@ -124,8 +124,8 @@ class TrainedPolicy:
             state for the next call, likewise: ``[S]`` or ``[n, S]`` float32, None without a memory.
 
         Raises:
-            ConfigError: The state has another shape or is not supported; or a mask is missing, or
-                not supported.
+            ConfigError: The state has another shape, is not finite or not taken; or a mask is
+                missing, or not taken.
             EnvError: The observation is not of the space or not finite, or no action is valid.
         """
         values = self._values(self._with_mask(observation, mask))
@@ -152,7 +152,8 @@ class TrainedPolicy:
 
     def initial_state(self, n: int) -> NDArray[np.float32] | None:
         """Return the states ``[n, S] float32`` in which episodes begin; None without a memory."""
-        return self._initial_state(whole("n", n)).numpy().copy() if self._state_size else None
+        whole("n", n)
+        return self._initial_state(n).numpy().copy() if self._state_size else None
 
     @torch.inference_mode()
     def _initial_state(self, n: int) -> Tensor:
@@ -175,6 +176,8 @@ class TrainedPolicy:
             raise ConfigError(f"the state is not an array of numbers: {error}") from None
         if array.shape != expected:
             raise ConfigError(f"the state has the shape {array.shape}; expected {expected}")
+        if not np.isfinite(array).all():
+            raise ConfigError(f"the state has a number that is not finite: {brief(array)}")
         return torch.from_numpy(array).reshape(n, size)
 
     def _with_mask(self, observation: Any, mask: Any) -> Any:

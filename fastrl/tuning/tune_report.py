@@ -11,6 +11,8 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from fastrl.durable import make_directory, write_figure, writing
+from fastrl.errors import ConfigError
 from fastrl.sampling.sampler import SHARES
 from fastrl.system import circumstances
 from fastrl.throughput.benchmark import spread
@@ -196,10 +198,15 @@ def find_bottleneck(candidate: Candidate, notes: Notes) -> str:
 
 
 def plot_tuning(report: TuneReport, directory: Path) -> list[Path]:
-    """Write three PNGs into a directory, which is created; return their paths."""
+    """Write three PNGs into a directory, which is created; return their paths.
+
+    Raises:
+        ConfigError: They cannot be written.
+    """
     from matplotlib.figure import Figure
 
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory, ConfigError):
+        make_directory(directory)
     name, paths = report.env.replace("/", "-").replace(":", "-"), []
     for kind, draw in {"fps_over_n": _over_n, "path": _path, "shares": _shares}.items():
         figure = Figure(figsize=(7.0, 4.5), layout="constrained")
@@ -211,7 +218,7 @@ def plot_tuning(report: TuneReport, directory: Path) -> list[Path]:
             columns = max(1, min(4, _COLUMN_CHARS // (_SYMBOL_CHARS + max(map(len, labels)))))
             figure.legend(loc="outside lower center", fontsize="x-small", ncols=columns)
         paths.append(directory / f"tune_{name}_{kind}.png")
-        figure.savefig(paths[-1], dpi=120)
+        write_figure(paths[-1], figure, dpi=120)
     return paths
 
 

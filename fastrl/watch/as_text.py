@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fastrl.errors import printable
 from fastrl.live_display import LiveDisplay
 from fastrl.watch.run_index import RunIndex
 
@@ -53,10 +54,11 @@ def as_text(index: RunIndex, width: int) -> Group:
         return Group(Text(f"no run in {places} yet"))
     parts: list[RenderableType] = []
     if overview["title"]:
-        parts.append(Text(overview["title"], style="bold"))
+        parts.append(Text(printable(overview["title"]), style="bold"))
     parts.append(_table_of_runs(runs, width))
-    if len(runs) > _RUNS_SHOWN:
-        parts.append(Text(f"and {len(runs) - _RUNS_SHOWN} older ones", style="dim"))
+    older = max(0, len(runs) - _RUNS_SHOWN) + overview["hidden"]
+    if older:
+        parts.append(Text(f"and {older} older ones", style="dim"))
     latest = next((run for run in runs if run["state"] == "running"), runs[0])
     parts += _one_run(index.details(latest["name"]))
     parts += _differences(index.differences())
@@ -139,7 +141,7 @@ def _differences(found: dict[str, Any]) -> list[RenderableType]:
         table.add_column(key["key"].rpartition(".")[2], no_wrap=True, overflow="ellipsis")
     for number, run in enumerate(found["runs"][:_RUNS_SHOWN]):
         values = (key["values"][number] for key in keys[:_KEYS_SHOWN])
-        table.add_row(run, *("–" if value is None else Text(value) for value in values))
+        table.add_row(run, *("–" if value is None else Text(printable(value)) for value in values))
     parts: list[RenderableType] = [Text("\nconfiguration", style="bold"), table]
     if len(keys) > _KEYS_SHOWN:
         others = ", ".join(key["key"] for key in keys[_KEYS_SHOWN:])
@@ -152,7 +154,7 @@ def _faults(found: dict[str, Any]) -> list[RenderableType]:
         return []
     parts: list[RenderableType] = [Text(f"\nfaults: {found['total']}", style="bold")]
     parts += [
-        Text(f"{fault['at'][:19]} {fault['run']}: {fault['cause']}")
+        Text(printable(f"{fault['at'][:19]} {fault['run']}: {fault['cause']}"))
         for fault in found["faults"][:_FAULTS_SHOWN]
     ]
     return parts

@@ -22,7 +22,6 @@ from fastrl.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
 
-_COOKIE = "fastrl"
 _COMPRESSED = 1024
 """Least bytes of an answer that is compressed."""
 _TYPES = {
@@ -73,7 +72,8 @@ class PageServer(ThreadingHTTPServer):
             super().__init__((str(address[0]), int(address[1])), request)
         except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"--host {host} --port {port} cannot be used: {reason}") from None
+            where = f"--host {host}" + (f" --port {port}" if port else "")
+            raise ConfigError(f"{where} cannot be used: {reason}") from None
         is_loopback = ipaddress.ip_address(self.server_name).is_loopback
         self.token = "" if is_loopback else secrets.token_urlsafe(24)
         self._names = {"localhost", host.lower()}
@@ -217,14 +217,19 @@ class PageRequest(BaseHTTPRequestHandler):
         cookie = SimpleCookie()
         with suppress(CookieError):
             cookie.load(self.headers.get("Cookie", ""))
-        kept = cookie[_COOKIE].value if _COOKIE in cookie else ""
+        name = self._cookie_name()
+        kept = cookie[name].value if name in cookie else ""
         wanted = self.server.token.encode()
         return any(
             hmac.compare_digest(token.encode(), wanted) for token in (given.get("token", ""), kept)
         )
 
+    def _cookie_name(self) -> str:
+        """Return a name of this server's own, since browsers send cookies to all ports."""
+        return f"fastrl-{self.server.server_address[1]}"
+
     def _remember(self) -> None:
-        """Put the token into a cookie, so that it is removed from the address and the history."""
-        cookie = f"{_COOKIE}={self.server.token}; Path=/; HttpOnly; SameSite=Strict"
+        """Put the token into a cookie, so that it leaves the address and the history."""
+        cookie = f"{self._cookie_name()}={self.server.token}; Path=/; HttpOnly; SameSite=Strict"
         headers = {"Location": "/", "Set-Cookie": cookie, "Content-Length": "0"}
         self.begin(HTTPStatus.SEE_OTHER, headers)

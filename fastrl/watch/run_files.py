@@ -13,7 +13,8 @@ from typing import BinaryIO
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_BYTES = 2**28
-"""Most bytes that are read of a file at a time."""
+"""That are read of a file at a time."""
+_LONGEST_LINE = 2**24
 
 
 @contextmanager
@@ -91,6 +92,8 @@ class GrowingFile:
             found = file.read(_MOST_BYTES)
             self._offset += len(found)
             *lines, self._rest = (self._rest + found).split(b"\n")
+            if len(self._rest) > _LONGEST_LINE:
+                self._rest = b""  # of no file of fastrl; what follows of the line is no row either
             return is_new, lines
         was_there, self._inode, self._offset, self._rest = self._inode != 0, 0, 0, b""
         return was_there, []

@@ -24,8 +24,8 @@ from fastrl.curves import (
     mean_curve,
     shown,
 )
-from fastrl.errors import ConfigError
-from fastrl.runs import RUNS
+from fastrl.errors import ConfigError, printable
+from fastrl.runs import BESIDE_CONFIG, RUNS
 from fastrl.watch.run_files import directory_below, open_below
 from fastrl.watch.watched_run import VIDEOS, WatchedRun
 
@@ -69,6 +69,7 @@ class RunIndex:
         self._curves: dict[tuple[int, str, str, str], tuple[Any, dict[str, Any]]] = {}
         self._labels: dict[int, str] = {}
         self._title = ""
+        self._hidden = 0
         self._lock = threading.RLock()
         self._looked_s = self._found_s = -math.inf
         self._version = 0
@@ -97,7 +98,8 @@ class RunIndex:
     def overview(self) -> dict[str, Any]:
         """Return the list of all runs, the latest first.
 
-        ``version`` changes with every change of the shown data.
+        ``version`` changes with everything that can be shown; ``hidden`` is the number of older
+        runs that are not shown.
         """
         with self._lock:
             self.refresh()
@@ -113,6 +115,7 @@ class RunIndex:
                 "title": self._title,
                 "groups": [{"group": key, "label": text} for key, text in self._labels.items()],
                 "runs": runs,
+                "hidden": self._hidden,
                 "metrics": {
                     kind: sorted(known.keys() - {"kind", "steps"})
                     for kind, known in metrics.items()
@@ -246,7 +249,9 @@ class RunIndex:
         found: dict[tuple[Path, tuple[str, ...]], None] = {}
         for place in self._places:
             found |= dict.fromkeys((place, parts) for parts in _runs_below(place))
-        kept = list(found)[:_MOST_RUNS]
+        kept, self._hidden = list(found), max(0, len(found) - _MOST_RUNS)
+        if self._hidden:
+            kept = sorted(found, key=_written_s, reverse=True)[:_MOST_RUNS]
         gone = self._runs.keys() - set(kept)
         for key in gone:
             name = self._runs.pop(key).name
@@ -329,26 +334,38 @@ def _directory(place: str | Path) -> Path:
 def _runs_below(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the path of each run below a directory, without following links."""
     directories: list[str] = []
+    names: set[str] = set()
     with (
         suppress(OSError),
         directory_below(root, *parts) as directory,
         os.scandir(directory) as entries,
     ):
         for entry in entries:
-            if entry.name == "config.yaml" and entry.is_file(follow_symlinks=False):
-                yield parts
-                return
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if is_directory or entry.is_file(follow_symlinks=False):
+                names.add(entry.name)
+            if is_directory and not entry.name.startswith("."):
                 directories.append(entry.name)
+    if "config.yaml" in names and not names.isdisjoint(BESIDE_CONFIG):
+        yield parts
+        return
     if len(parts) < _DEEPEST:
         for name in sorted(directories):
             yield from _runs_below(root, (*parts, name))
 
 
+def _written_s(key: tuple[Path, tuple[str, ...]]) -> float:
+    """Return when the configuration of a run was written; 0 for a run that is gone."""
+    place, parts = key
+    with suppress(OSError):
+        return place.joinpath(*parts, "config.yaml").lstat().st_mtime
+    return 0.0
+
+
 def _free_name(place: Path, parts: tuple[str, ...], is_one_of_several: bool, used: set[str]) -> str:
-    """Return a unique name of a run."""
+    """Return the name of a run, which no other run has, in characters that can be shown."""
     own = place.resolve().name
-    name = "/".join(((own,) if is_one_of_several or not parts else ()) + parts)
+    name = printable("/".join(((own,) if is_one_of_several or not parts else ()) + parts))
     found, number = name, 1
     while found in used:
         number += 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from http import HTTPStatus
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastrl.watch.page_server import LOOPBACK, PageRequest, PageServer
 from fastrl.watch.run_index import RunIndex
@@ -79,29 +80,34 @@ class _WatchRequest(PageRequest):
     def _send_video(self, run: str, name: str) -> None:
         """Send a video, or the requested part of it."""
         opened, kind = self.server.index.open_video(run, name)
-        try:
-            with opened as file:
-                size = file.seek(0, 2)
-                first, last = _part(self.headers.get("Range", ""), size)
-                headers = {
-                    "Content-Type": kind,
-                    "Content-Length": str(last + 1 - first),
-                    "Accept-Ranges": "bytes",
-                    "Cache-Control": "no-cache",
-                }
-                status = HTTPStatus.OK
-                if (first, last) != (0, size - 1):
-                    status = HTTPStatus.PARTIAL_CONTENT
-                    headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-                self.begin(status, headers)
-                file.seek(first)
-                left = last + 1 - first if self.command != "HEAD" else 0
-                while left and (chunk := file.read(min(_CHUNK, left))):
-                    self.wfile.write(chunk)
-                    left -= len(chunk)
-                self.close_connection |= left > 0
-        except FileNotFoundError:
-            self.fail(HTTPStatus.NOT_FOUND)
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(opened)
+            except OSError as error:
+                raise KeyError(name) from error
+            self._send_part(file, kind)
+
+    def _send_part(self, file: BinaryIO, kind: str) -> None:
+        """Send all of a file, or the part that the request names."""
+        size = file.seek(0, 2)
+        first, last = _part(self.headers.get("Range", ""), size)
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(last + 1 - first),
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "no-cache",
+        }
+        status = HTTPStatus.OK
+        if (first, last) != (0, size - 1):
+            status = HTTPStatus.PARTIAL_CONTENT
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        self.begin(status, headers)
+        file.seek(first)
+        left = last + 1 - first if self.command != "HEAD" else 0
+        while left and (chunk := file.read(min(_CHUNK, left))):
+            self.wfile.write(chunk)
+            left -= len(chunk)
+        self.close_connection |= left > 0
 
 
 def _groups(text: str | None) -> set[int] | None:

@@ -150,7 +150,9 @@ class WatchedRun:
         except (ConfigError, UnicodeDecodeError) as error:
             self.problem = str(error)
         self.shared = shared_keys(self.tree)
-        self.family = json.dumps(self.shared, sort_keys=True) if self.tree else self.name
+        self.family = (
+            json.dumps(self.shared, sort_keys=True, default=str) if self.tree else self.name
+        )
         return True
 
     def _refresh_rows(self) -> bool:
@@ -203,9 +205,10 @@ class WatchedRun:
         ):
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                is_video = Path(entry.name).suffix in VIDEOS and not entry.name.startswith(".")
-                if stat.S_ISREG(status.st_mode) and is_video:
-                    found.append((status.st_mtime, entry.name))
+                name = entry.name
+                is_video = Path(name).suffix in VIDEOS and not name.startswith(".")
+                if stat.S_ISREG(status.st_mode) and is_video and name.isprintable():
+                    found.append((status.st_mtime, name))
         before = self._videos
         self._videos = [name for _, name in sorted(found, reverse=True)]
         return self._videos != before

@@ -54,5 +54,5 @@ def test_existing_files_stay(project, capsys):
     assert main(["new", str(project)]) == 2
     assert f"'{project}' is not empty" in capsys.readouterr().err
     assert main(["new", str(project / "reach.py")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "is not a directory; name a new one" in capsys.readouterr().err
     assert (project / "reach.py").read_text() == before

@@ -24,6 +24,7 @@ def checkpoint(steps: int, value: float = 0.0) -> Checkpoint:
 
 @pytest.fixture
 def store(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
     return CheckpointStore(tmp_path / "checkpoints", keep_last=2)
 
 
@@ -171,6 +172,7 @@ def test_run_that_was_moved_meanwhile_is_not_made_again(tmp_path):
 
 
 def save_for_ever(directory):
+    Path(directory).mkdir()
     store = CheckpointStore(Path(directory), keep_last=2)
     for steps in range(10**9):
         value = torch.full((200, 200), float(steps))

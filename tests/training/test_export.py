@@ -113,8 +113,8 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments
 
 
 def test_missing_packages_are_named(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
-    told = r"^--format onnx needs the packages onnx, onnxscript, onnxruntime: pip install "
+    monkeypatch.setattr("fastrl.formats.find_spec", lambda name: None)
+    told = r"^format onnx needs the packages onnx, onnxscript, onnxruntime: pip install "
     with pytest.raises(ConfigError, match=told):
         export_run(trained, "onnx", tmp_path / "x.onnx")
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -28,7 +27,6 @@ from fastrl.training import (
     resume,
     train,
 )
-from fastrl.workers.descent import ignore_signal
 from tests.training.clockwork import small_run
 from tests.training.hub_stub import hub_stub
 
@@ -186,16 +184,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, problem, run, monke
     assert sorted(run.parent.iterdir()) == before
 
 
-def test_sigterm_leaves_nothing_of_what_was_being_shared(run, tmp_path, monkeypatch):
-    def kill(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
+def test_ctrl_c_leaves_nothing_of_what_was_being_shared(run, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastrl.training.hub.plot_runs", kill)
-    before = signal.signal(signal.SIGTERM, ignore_signal)
-    try:
-        assert main(["push", str(run), str(tmp_path / "shared")]) == 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    monkeypatch.setattr("fastrl.training.hub.plot_runs", interrupt)
+    assert main(["push", str(run), str(tmp_path / "shared")]) == 130
     assert list(tmp_path.iterdir()) == [run]
 
 

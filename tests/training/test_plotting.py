@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from fastrl.arguments import PICTURES
 from fastrl.config import EnvConfig, SamplerConfig
 from fastrl.errors import ConfigError
+from fastrl.formats import PICTURES
 from fastrl.training import plotting
 from fastrl.training.plotting import mean_curve, plot_runs, read_curve
 from fastrl.training.run_directory import RunDirectory

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from fastrl import formats
 from fastrl.config import ModelConfig
-from fastrl.envs import animation
+from fastrl.envs.animation import GifWriter
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError
 from fastrl.models import build_model
-from fastrl.training import recording
 from fastrl.training.evaluation import EvaluationProtocol, evaluate
 from fastrl.training.recording import Recorder
 from tests.training.clockwork import EPISODE, Clockwork
@@ -34,15 +34,10 @@ def model(factory=CLOCKWORK):
 def frames(monkeypatch):
     """Return the frames that were written; GIFs leave out those that do not change."""
     seen = []
-    real = recording._writer
-
-    def spy(path, fps):
-        writer = real(path, fps)
-        append = writer.append_data
-        monkeypatch.setattr(writer, "append_data", lambda f: (seen.append(f), append(f)))
-        return writer
-
-    monkeypatch.setattr(recording, "_writer", spy)
+    real = GifWriter.append_data
+    monkeypatch.setattr(
+        GifWriter, "append_data", lambda gif, frame: (seen.append(frame), real(gif, frame))
+    )
     return seen
 
 
@@ -85,7 +80,7 @@ def test_unknown_format_is_refused(tmp_path):
 
 
 def test_missing_encoder_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(animation, "find_spec", lambda name: None)
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"imageio-ffmpeg.*pip install "):
         recorder()(model(), tmp_path / "x.mp4")
     assert not list(tmp_path.iterdir())
@@ -103,10 +98,10 @@ def test_mp4_can_be_read_back(tmp_path):
 
 
 def test_video_without_a_name_has_a_format_that_can_be_written(monkeypatch):
-    monkeypatch.setattr(animation, "find_spec", lambda name: None)
-    assert animation.default_ending() == ".gif"
-    monkeypatch.setattr(animation, "find_spec", lambda name: "there")
-    assert animation.default_ending() == ".mp4"
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    assert formats.default_ending() == ".gif"
+    monkeypatch.setattr(formats, "find_spec", lambda name: "there")
+    assert formats.default_ending() == ".mp4"
 
 
 def test_place_that_is_no_directory_is_one_line(tmp_path):

@@ -288,7 +288,7 @@ def test_run_without_evaluation_has_none_in_its_summary(tmp_path):
 
 
 def test_video_without_a_name_goes_into_the_run(finished, monkeypatch):
-    monkeypatch.setattr("fastrl.envs.animation.find_spec", lambda name: None)
+    monkeypatch.setattr("fastrl.formats.find_spec", lambda name: None)
     path, _ = record_run(finished.path, checkpoint="last")
     assert path == finished.path / "videos" / "step_000000000512.gif"
     assert record_run(finished.path, str(path))[0] == path

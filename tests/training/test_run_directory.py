@@ -54,6 +54,13 @@ def test_directory_with_other_files_is_left_alone(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"thesis.tex"}
 
 
+def test_a_configuration_is_no_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    with pytest.raises(ConfigError, match=r"holds other files, such as 'config.yaml'; choose"):
+        check_new_run(small_run(tmp_path), None)
+    assert {each.name for each in tmp_path.iterdir()} == {"config.yaml"}
+
+
 def test_file_in_the_way_is_one_line(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError, match="cannot be written: "):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from fastrl.durable import WriteError
 from fastrl.errors import ConfigError
 from fastrl.learning import build_learner
 from fastrl.sampling import make_plan, make_sampler
-from fastrl.training import interrupts, resume, train
+from fastrl.training import Callback, interrupts, resume, train
 from fastrl.training.checkpoint import CheckpointError, CheckpointStore
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.run_directory import RunDirectory
@@ -215,3 +216,24 @@ def test_reader_of_the_output_that_goes_away_is_no_traceback():
     )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+class Removing(Callback):
+    """Removes the directory of the run, or as much as `rm -r` can while something is written."""
+
+    def __init__(self, names):
+        self._names = names
+
+    def on_update(self, context, update):
+        path = context.directory.parent
+        for name in self._names:
+            (path / name).unlink()
+        if not self._names:
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("names", [(), (".lock", "config.yaml")], ids=["all", "a part"])
+def test_a_run_that_is_removed_ends_and_is_not_made_again(tmp_path, names):
+    with pytest.raises(WriteError, match="run' was removed or moved while it was trained in"):
+        train(small_run(tmp_path / "run"), callbacks=[Removing(names)])
+    assert list(tmp_path.iterdir()) == []

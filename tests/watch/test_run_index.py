@@ -10,6 +10,7 @@ import pytest
 
 from fastrl.config import PPOConfig
 from fastrl.errors import ConfigError
+from fastrl.watch import run_index
 from fastrl.watch.run_index import RunIndex
 from tests.watch.made_runs import append, fault, make_run, rows_of
 
@@ -159,6 +160,7 @@ def test_differences_name_keys_and_values_of_each_run(serve, tmp_path):
         ("faults.jsonl", '{"at": NaN, "worker": NaN}\n'),
         ("workers.json", '{"activities": ["a"], "workers": {"w": [NaN]}, "limit_fps": NaN}'),
         ("config.yaml", "env: {id: .nan}\nseed: .nan\ntotal_steps: .inf\n"),
+        ("config.yaml", "env: {id: 2026-11-30}\nseed: [2026-11-30]\n"),
         ("summary.json", ""),
     ],
 )
@@ -194,6 +196,28 @@ def test_what_is_no_directory_is_one_line(tmp_path, monkeypatch):
         RunIndex(["nothing"])
     with pytest.raises(ConfigError, match="'runs' is not a directory of runs; train one first"):
         RunIndex(["runs"])
+
+
+def test_a_project_with_a_configuration_is_no_run(serve, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    make_run(tmp_path / "runs" / "mine")
+    assert [run["name"] for run in serve(tmp_path).ask("overview")["runs"]] == ["runs/mine"]
+
+
+def test_a_name_that_no_page_can_show_is_escaped(serve, tmp_path):
+    make_run(tmp_path / "a").rename(tmp_path / os.fsdecode(b"\xff\x1b[2J"))
+    client = serve(tmp_path)
+    (run,) = client.ask("overview")["runs"]
+    assert run["name"] == r"\udcff\x1b[2J"
+    assert client.ask("run", run=run["name"])["name"] == run["name"]
+
+
+def test_the_newest_of_many_runs_are_shown(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_index, "_MOST_RUNS", 2)
+    for number, name in enumerate("bca"):
+        os.utime(make_run(tmp_path / name) / "config.yaml", (number, number))
+    overview = serve(tmp_path).ask("overview")
+    assert ([run["name"] for run in overview["runs"]], overview["hidden"]) == (["a", "c"], 1)
 
 
 def test_names_under_runs_are_found(serve, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from gymnasium.envs.classic_control import (
 )
 from torch import Tensor
 
-from fastrl.arguments import finite_number, nearest
-from fastrl.envs.animation import Frame, check_animation, open_animation
+from fastrl.arguments import brief, file_path, finite_number, instance, nearest
+from fastrl.envs.animation import Frame, animation
 from fastrl.envs.classic_control.screen import quicken
-from fastrl.errors import EnvError
+from fastrl.errors import ArgumentError, EnvError
 from fastrl.imports import how_to_install
 
 _ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
@@ -112,13 +111,18 @@ def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
         fps: Pictures per second.
 
     Raises:
-        ConfigError: The format is unknown, a package for it is missing, or ``fps`` is not positive.
+        ConfigError: The format is unknown, a package for it is missing, or an argument is wrong.
     """
-    check_animation(path)
+    instance("frames", frames, Iterable)
     finite_number("fps", fps, above=0)
-    with closing(open_animation(path, fps)) as writer:
-        for frame in frames:
-            writer.append_data(frame)
+    with animation(file_path("path", path), fps) as append:
+        for number, frame in enumerate(frames):
+            if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
+                raise ArgumentError(
+                    f"frames must be arrays [height, width, 3] uint8, got {brief(frame)} as number "
+                    f"{number}"
+                )
+            append(frame)
 
 
 def _number(quantity: Tensor, index: int | None) -> float:

@@ -54,10 +54,11 @@ async function begin() {
     byId("keys").append(button);
   }
   const canvas = byId("picture"), context = canvas.getContext("2d");
-  for (let number = -1; ;) {
+  for (let number = 0; ;) {
     const answer = await fetch(`/api/picture?after=${number}`);
+    if (!answer.ok) throw new Error(String(answer.status));
     const next = Number(answer.headers.get("X-Number"));
-    if (next === number || !answer.ok) continue;
+    if (next === number) continue;
     number = next;
     const picture = await createImageBitmap(await answer.blob());
     if (canvas.width !== picture.width || canvas.height !== picture.height) {

@@ -163,8 +163,8 @@ async function showDetails() {
 // ------------------------------------------------------------------------------------- the runs
 
 function showRuns() {
-  const { runs, groups } = page.overview;
-  byId("runs-count").textContent = runs.length;
+  const { runs, groups, hidden } = page.overview;
+  byId("runs-count").textContent = hidden ? `${runs.length} of ${runs.length + hidden}` : runs.length;
   byId("filter").hidden = runs.length <= MOST_GROUPS_AT_FIRST;
   const wanted = byId("filter").value.toLowerCase();
   const active = document.activeElement && document.activeElement.dataset.key;
