@@ -15,7 +15,7 @@ from fastrl.envs import DeviceEnv, DeviceStep, Family, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.device_env import DeviceBatch
 from fastrl.envs.state import StateError, pack, unpack
-from fastrl.errors import ConfigError, EnvError, FastrlError
+from fastrl.errors import ConfigError, EnvError
 from fastrl.learning import build_learner
 from fastrl.sampling import DeviceSampler, SerialSampler, make_plan, make_sampler
 from fastrl.spaces import TensorSpec
