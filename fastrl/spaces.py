@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from fastrl.arguments import brief
 from fastrl.errors import SpaceError
@@ -126,6 +127,23 @@ def num_choices(space: spaces.Space[Any]) -> tuple[int, ...]:
         elif isinstance(leaf, spaces.MultiDiscrete):
             sizes += map(int, leaf.nvec.flat)
     return tuple(sizes)
+
+
+def outside(leaf: spaces.Space[Any], rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which numbers are not among the options of a leaf, as ``rows``; none of a ``Box``.
+
+    Args:
+        leaf: The space.
+        rows: ``[n, *shape]``, counted from the leaf's ``start``.
+    """
+    if isinstance(leaf, spaces.Box):
+        return np.zeros(rows.shape, np.bool_)
+    start = np.asarray(getattr(leaf, "start", 0))
+    sizes = getattr(leaf, "nvec", getattr(leaf, "n", 0))
+    if isinstance(leaf, spaces.MultiBinary):
+        sizes = 2
+    inside: NDArray[np.bool_] = (rows >= start) & (rows < start + sizes) & (rows == np.trunc(rows))
+    return ~inside
 
 
 def at_path(path: str) -> str:

@@ -19,13 +19,14 @@ from fastrl.config import Config
 from fastrl.datasets.files import DatasetFiles, local_dataset, open_dataset
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.errors import ArgumentError, ConfigError, FastrlError
-from fastrl.spaces import flatten, leaves
+from fastrl.spaces import TensorSpec, flatten, leaves, outside
 from fastrl.spec import EnvSpec
 
 HELD_OUT = "held_out"
 """Field ``[T, B] bool`` of a rollout of demonstrations: rows that are only evaluated, but not
 learnt from."""
 _ALL = slice(None)
+_NUMBER, _FLAG = TensorSpec((), torch.float32), TensorSpec((), torch.bool)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _read(
         if number_read == episodes:
             return
         try:
-            rows = reader.read(episode) if len(episode["rewards"]) else None
+            has_steps = any(len(episode[key]) for key in ("rewards", "terminations"))
+            rows = reader.read(episode) if has_steps else None
         except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"{key}: episode {number} of '{files.path}': {error}") from error
         if rows is not None:
@@ -246,25 +248,32 @@ class _Reader:
     def __init__(self, spec: EnvSpec, converter: ActionConverter, fields: tuple[str, ...]) -> None:
         self.spec, self._converter, self._fields = spec, converter, fields
 
+    # The check of all numbers reports those that overflow.
+    @np.errstate(over="ignore", invalid="ignore")
     def read(self, episode: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Return ``[L, *]`` by label; observations are ``[L + 1, *]``."""
         spec, length = self.spec, len(episode["rewards"])
-        rows = {"reward": _rows(episode["rewards"], length, (), "reward").astype(np.float32)}
+        rows = {"reward": _rows(episode["rewards"], length, "reward", _NUMBER).astype(np.float32)}
+        known = leaves(spec.observation_space)
         observed = flatten(spec.observation_space, episode["observations"])
         for (path, stored), leaf in zip(spec.observation.items(), observed, strict=True):
-            array = _rows(leaf, length + 1, stored.shape, f"observation/{path}".rstrip("/"))
-            rows[f"observation/{path}"] = array.astype(stored.numpy_dtype)
+            label = f"observation/{path}"
+            array = _rows(leaf, length + 1, label.rstrip("/"), stored)
+            if (wrong := outside(known[path], array)).any():
+                raise ConfigError(
+                    f"{label.rstrip('/')}: {array[wrong].flat[0]} is not one of {known[path]}"
+                )
+            rows[label] = array.astype(stored.numpy_dtype, copy=False)
         acted = [
-            _rows(leaf, length, stored.shape, f"action/{path}".rstrip("/"))
+            _rows(leaf, length, f"action/{path}".rstrip("/"), stored)
             for (path, stored), leaf in zip(
                 spec.action.items(), flatten(spec.action_space, episode["actions"]), strict=True
             )
         ]
         sampled = self._converter.sampled(tuple(acted))
         rows |= {f"action/{path}": row for path, row in zip(spec.action, sampled, strict=True)}
-        terminated = _rows(episode["terminations"], length, (), "terminations").astype(np.bool_)
-        rows["terminated"] = np.zeros(length, np.bool_)
-        rows["terminated"][-1] = terminated[-1]
+        rows["terminated"] = _rows(episode["terminations"], length, "terminations", _FLAG)
+        rows["terminated"][:-1] = False
         rows |= {f"fields/{name}": self._info(episode, name, length) for name in self._fields}
         for label, array in rows.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -280,17 +289,27 @@ class _Reader:
         if info is None or array.dtype.kind not in "biuf" or array.ndim == 0:
             raise ConfigError(f"infos have no numbers '{name}'")
         # The first row of L + 1 is that of the reset.
-        return _rows(array[1:] if len(array) == length + 1 else array, length, None, name)
+        return _rows(array[1:] if len(array) == length + 1 else array, length, name)
 
 
-def _rows(values: Any, length: int, shape: tuple[int, ...] | None, label: str) -> NDArray[Any]:
+def _rows(values: Any, length: int, label: str, stored: TensorSpec | None = None) -> NDArray[Any]:
+    """Return the numbers of all steps: floats as they are, others in the dtype of ``stored``.
+
+    Raises:
+        ConfigError: They have another shape, are no numbers, or do not fit that dtype.
+    """
     array = np.asarray(values)
-    expected = (length, *(array.shape[1:] if shape is None else shape))
+    expected = (length, *(array.shape[1:] if stored is None else stored.shape))
     if array.shape != expected or array.dtype.kind not in "biuf":
         raise ConfigError(
             f"{label} has the shape {array.shape} of {array.dtype}; expected {expected}"
         )
-    return array
+    if stored is None or stored.dtype.is_floating_point:
+        return array
+    rows = array.astype(stored.numpy_dtype)
+    if (wrong := rows != array).any():
+        raise ConfigError(f"{label}: {array[wrong].flat[0]} does not fit {rows.dtype}")
+    return rows
 
 
 def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstrations:

@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fastrl.arguments import file_path
+from fastrl.arguments import file_path, whole
 from fastrl.durable import new_directory
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.errors import ConfigError, FastrlError, cause
@@ -34,6 +34,8 @@ _DATA = "data"
 """Subdirectory of the files in a dataset, as in Minari's own collection."""
 _METADATA = "metadata.json"
 _WHOLE_NAME = re.compile(r"[-_\w]+-v\d+")
+_REQUIRED = ("observation_space", "action_space", "data_format", "total_episodes")
+"""Entries of the metadata without which a dataset cannot be read."""
 _MOST_METADATA_BYTES = 64 << 20
 
 
@@ -262,8 +264,9 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
         with _reading(what):
             metadata = _metadata(folder)
             # Without spaces, minari would import and build the environment that the file names.
-            if {"observation_space", "action_space", "data_format"} - metadata.keys():
-                raise ConfigError(f"{what} does not describe its spaces in {_METADATA}")
+            if missing := [name for name in _REQUIRED if name not in metadata]:
+                raise ConfigError(f"{what} has no {' and no '.join(missing)} in {_METADATA}")
+            whole(f"{what}: total_episodes", metadata["total_episodes"], at_least=0)
             found.append((MinariStorage.read(folder), metadata))
     (first, metadata), *rest = found
     for storage, _ in rest:

@@ -17,7 +17,7 @@ from fastrl.arguments import one_of
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, EnvError, SpaceError, one_line
-from fastrl.spaces import action_specs, at_path, flatten, leaves, unflatten
+from fastrl.spaces import action_specs, at_path, flatten, leaves, outside, unflatten
 
 ActionBounds = Literal["clip", "squash"]
 """Conversion of samples of a ``Box``: clipped to its finite bounds, squashed by tanh, or none."""
@@ -269,11 +269,7 @@ def _sampled(
         inside = (rows - (leaf.low + half)) / half
         unsquashed: NDArray[Any] = np.arctanh(np.clip(inside, -_INSIDE, _INSIDE))
         return unsquashed.astype(np.float32)
-    counted: NDArray[Any] = rows.astype(np.int64) - np.asarray(getattr(leaf, "start", 0))
-    sizes = getattr(leaf, "nvec", getattr(leaf, "n", 0))
-    if isinstance(leaf, spaces.MultiBinary):
-        sizes = 2
-    wrong: NDArray[np.bool_] = (counted < 0) | (counted >= sizes)
-    if wrong.any():
+    if (wrong := outside(leaf, rows)).any():
         raise EnvError(f"{rows[wrong].flat[0]} is not an action of {leaf}{at_path(path)}")
+    counted: NDArray[Any] = rows.astype(np.int64) - np.asarray(getattr(leaf, "start", 0))
     return counted.astype(np.int8 if isinstance(leaf, spaces.MultiBinary) else np.int64)

@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -191,6 +192,12 @@ def test_what_is_no_dataset_is_one_line(tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match="cannot be read: "):
         load_demonstrations(path)
+    file = path / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    for number in (None, 2.5, "many", -1):
+        file.write_text(json.dumps({**metadata, "total_episodes": number}))
+        with pytest.raises(ConfigError, match="set': total_episodes must be a whole number"):
+            load_demonstrations(path)
 
 
 def test_no_environment_that_a_dataset_names_is_imported(tmp_path):
@@ -203,7 +210,7 @@ def test_no_environment_that_a_dataset_names_is_imported(tmp_path):
     assert len(load_demonstrations(path)) == 4
     del metadata["action_space"]
     file.write_text(json.dumps(metadata))
-    with pytest.raises(ConfigError, match="does not describe its spaces"):
+    with pytest.raises(ConfigError, match=r"has no action_space in metadata\.json"):
         load_demonstrations(path)
 
 
@@ -231,5 +238,34 @@ def test_bad_numbers_and_foreign_actions_are_named(tmp_path):
     path = written(tmp_path / "many", spec, [many])
     with pytest.raises(ConfigError, match="3 is not an action"):
         load_demonstrations(path)
-    with pytest.raises(EnvError, match="-1 is not an action"):
-        ActionConverter(spec.action_space).sampled((np.array([-1]),))
+    for action in (-1, 0.5, np.nan):
+        with pytest.raises(EnvError, match=f"{action} is not an action"):
+            ActionConverter(spec.action_space).sampled((np.array([action]),))
+
+
+PLACES = spaces.Dict(
+    box=spaces.Box(0, 255, (2,), np.uint8), many=spaces.MultiDiscrete([2, 3], start=[1, 0])
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "numbers", "message"),
+    [
+        ("observations/box", np.full((5, 2), 0.5), "observation/box: 0.5 does not fit uint8"),
+        ("observations/box", np.full((5, 2), 300), "observation/box: 300 does not fit uint8"),
+        ("observations/many", np.full((5, 2), 3), "observation/many: 3 is not one of MultiD"),
+        ("observations/many", np.full((5, 2), np.nan), "observation/many: nan does not fit int64"),
+        ("actions", np.full(4, 1.5), "action: 1.5 does not fit int64"),
+        ("terminations", np.full(4, 0.5), "terminations: 0.5 does not fit bool"),
+        ("rewards", np.full(4, 1e300), "reward has a number that is not finite"),
+        ("rewards", np.zeros(0), r"observation/box has the shape \(5, 2\) .* expected \(1, 2\)"),
+    ],
+)
+def test_no_number_changes_when_it_is_read(label, numbers, message, tmp_path):
+    spec = EnvSpec("Some-v0", PLACES, spaces.Discrete(3))
+    path = written(tmp_path / "set", spec, [drawn(spec)])
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        del file[f"episode_0/{label}"]
+        file[f"episode_0/{label}"] = numbers
+    with pytest.raises(ConfigError, match=f"episode 0 of .*: {message}"):
+        load_demonstrations(path)
