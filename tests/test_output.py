@@ -1,13 +1,16 @@
 """What the command line prints can be read on narrow terminals, too."""
 
 import io
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
 
 from fastrl.cli.consoles import QuietConsole, show_tables
+from fastrl.cli.output import loading
 from fastrl.sampling.sampler import Memory
 from fastrl.spec import Topology
 from fastrl.throughput.benchmark import Report
@@ -79,3 +82,22 @@ def test_console_whose_reader_is_gone_says_nothing_and_ends_nothing():
     console.print("a line")
     console.print("another")
     assert console.quiet
+
+
+@pytest.mark.parametrize(("signals", "is_done"), [(1, True), (2, False)])
+def test_ctrl_c_while_packages_are_imported_is_not_lost(signals, is_done):
+    done = []
+
+    @loading(quiet=True)
+    def importing():
+        # As some packages do.
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        if signals > 1:
+            signal.raise_signal(signal.SIGINT)
+        done.append("everything")
+
+    with pytest.raises(KeyboardInterrupt):
+        importing()
+    assert bool(done) == is_done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -11,14 +11,18 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fastrl.durable import write_output, writing
+from fastrl.workers.descent import OF_GROUPS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,11 +62,39 @@ def loading(*, quiet: bool = False, imports_torch: bool = True) -> Iterator[None
     # Modules stay, and garbage collection among them takes a fifth of the time of their import.
     gc.disable()
     try:
-        with shown:
+        with _interrupted_after(), shown:
             yield
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Raise the KeyboardInterrupt of a signal in the block after it; that of a second one at once.
+
+    Packages that are being imported catch it, or are left half imported.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    heard = [each for each in OF_GROUPS if signal.getsignal(each) is signal.default_int_handler]
+    for each in heard:
+        signal.signal(each, handle)
+    try:
+        yield
+    finally:
+        for each in heard:
+            signal.signal(each, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def write(text: str) -> None:
