@@ -91,7 +91,7 @@ class World(NamedTuple):
 def allocate(num_envs: int, area: tuple[int, int]) -> World:
     """Return the state of ``num_envs`` worlds of an area; unused memory pages stay unmapped.
 
-    There is room for an object on every cell, for the same number of removed ones, and for the new
+    The arrays hold an object on every cell, as many removed ones, and the new
     objects of one step: one for each object, and one of each creature in each chunk.
     """
     cells = area[0] * area[1]
