@@ -91,8 +91,8 @@ class World(NamedTuple):
 def allocate(num_envs: int, area: tuple[int, int]) -> World:
     """Return the state of ``num_envs`` worlds of an area; unused memory pages stay unmapped.
 
-    The arrays hold an object on every cell, as many removed ones, and the new
-    objects of one step: one for each object, and one of each creature in each chunk.
+    The arrays hold an object on every cell, as many removed ones, and the new objects of one step:
+    one for each object, and one of each creature in each chunk.
     """
     cells = area[0] * area[1]
     chunks = -(-area[0] // CHUNK) * -(-area[1] // CHUNK)
