@@ -143,7 +143,7 @@ def load(worlds: World, state: State) -> None:
     for name, (low, high) in _ranges(worlds, found["record/num_objects"], used).items():
         values = found[name]
         if values.size and not (np.min(values) >= low and (values <= high).all()):
-            raise StateError(f"the state's array '{name}' exceeds {low} to {np.max(high)}")
+            raise StateError(f"the state's array '{name}' is outside {low} to {np.max(high)}")
     for name, like in parts.items():
         like[...] = found[name]
 
