@@ -51,8 +51,8 @@ class FastrlError(Exception):
     """Base of all errors raised by fastrl; the command line prints it as one line.
 
     Args:
-        message: What is wrong. Line breaks and control characters, which may come from user input,
-            are removed.
+        message: Text of the error. Line breaks and control characters, which may come from user
+            input, are removed.
 
     Attributes:
         kind: Section of ``docs/errors.md`` about such errors, which the command line prints.

@@ -115,7 +115,7 @@ class EnvSpec:
 
     @cached_property
     def inputs(self) -> dict[str, TensorSpec]:
-        """Those leaves of ``observation`` that networks read."""
+        """Leaves of ``observation`` that networks read."""
         return {path: spec for path, spec in self.observation.items() if path != self.action_mask}
 
     def split_mask(

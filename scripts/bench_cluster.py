@@ -1,12 +1,12 @@
-"""What a Ray cluster costs and gains, with raylets on this machine.
+"""Measure the overhead and the scaling of a Ray cluster, with raylets on this machine.
 
     python scripts/bench_cluster.py --json results/cluster.json
 
-``overhead``: one node through Ray, that of the learner, beside a `ProcessSampler`, sampling and
-with training, in turns.
-``a call``: what Ray itself takes to have an actor do 2 ms of work, with nothing to send.
-``scaling``: environments that wait 5 ms per step, which need no core, on several raylets.
-``flatness``: growth of memory, descriptors and the object store over many rollouts.
+``overhead``: Ray with only the learner's node, compared with a `ProcessSampler`, sampling and
+training, in turns.
+``a call``: the time that Ray adds to an actor's 2 ms of work, with nothing to send.
+``scaling``: environments that sleep 5 ms per step, and so need no core, on several raylets.
+``flatness``: growth of memory, file descriptors and object store over many rollouts.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _SAMPLED = {
     "Crafter-v1": ("crafter_throughput", "crafter_ppo"),
     "CartPole-v1": ("cartpole_throughput", "cartpole_ppo"),
 }
-"""Configurations of sampling and of training."""
+"""Configurations for sampling and for training."""
 _SERVERS = ("raylet", "gcs_server", "ray::Dashboard", "ray::RuntimeEn")
 """Names of Ray's own processes."""
 _WAITING = ["env.id=latency_envs:TimedEnv", "env.kwargs={step_s: 0.005}"]
 
 
 def main() -> int:
-    """Measure, print, write the JSON."""
+    """Measure, print and write the JSON file."""
     parser = Parser(__doc__)
     parser.add_argument("--rounds", type=count, default=7)
     parser.add_argument("--seconds", type=duration, default=5.0, help="length of a window (5)")
     parser.add_argument("--raylets", type=count, nargs="+", default=[1, 2, 3, 6])
     parser.add_argument("--rollouts", type=count, default=500)
-    parser.add_argument("--only", default="", help="measure what has this in its name")
+    parser.add_argument("--only", default="", help="measure only names that contain this")
     parser.add_argument("--json", type=output)
     args = parser.parse_args()
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    # As workers without Ray have: by default Ray lets other processes run first.
+    # The priority of workers without Ray; by default Ray's have a lower one.
     os.environ.setdefault("RAY_worker_niceness", "0")
     measured: dict[str, Callable[[], Row]] = {}
     for env_id, names in _SAMPLED.items():
@@ -80,7 +80,7 @@ def main() -> int:
 
 @contextmanager
 def _cluster(raylets: int = 0, head_cores: int = 0) -> Iterator[ClusterConfig]:
-    """Start a head, which is the node of this process, and raylets with a core each."""
+    """Start a head, the node of this process, and raylets with one core each."""
     from ray.cluster_utils import Cluster
 
     sizes = {"include_dashboard": False, "object_store_memory": 500 * 2**20}
@@ -127,7 +127,7 @@ def _window(sampler: Sampler, learner: object, seconds: float) -> float:
 
 
 class _Works:
-    """Works for some time, as an environment does."""
+    """Computes for some time, as an environment does."""
 
     def work(self, seconds: float) -> None:
         until_s = time.perf_counter() + seconds
@@ -136,7 +136,7 @@ class _Works:
 
 
 def _call(rounds: int, work_s: float = 0.002, calls: int = 100) -> Row:
-    """Return how much longer calls take than their work, where the caller works between them."""
+    """Return the overhead of calls whose caller works between them."""
     found = []
     head = _cluster(head_cores=usable_cores())
     with head as cluster, Connection(cluster.address) as connection:
@@ -165,7 +165,7 @@ def _scaling(config: Config, raylets: int, args: object) -> Row:
 
 
 def _flatness(config: Config, rollouts: int) -> Row:
-    """Compare the highest of each of the last two fifths of the rollouts."""
+    """Compare the maxima over the last two fifths of the rollouts."""
     seen: list[dict[str, float]] = []
     fifth = max(1, rollouts // 5)
     with _cluster(2) as cluster:
@@ -184,13 +184,13 @@ def _flatness(config: Config, rollouts: int) -> Row:
 
 
 def _held() -> dict[str, float]:
-    """Return what all processes of this one and of its raylets hold."""
+    """Return the memory and descriptors of this process, its children and its raylets."""
     import ray
 
     own = psutil.Process()
     processes = [own, *own.children(recursive=True)]
     store = ray.cluster_resources().get("object_store_memory", 0.0)
-    # Of one process alone: pages of the object store are shared, and all touched in time.
+    # Memory of one process alone: all processes share the pages of the object store.
     unique = {each: each.memory_full_info().uss / 2**20 for each in processes}
     rays = sum(mib for each, mib in unique.items() if each.name().startswith(_SERVERS))
     return {

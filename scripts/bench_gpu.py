@@ -6,7 +6,7 @@
 Five tasks on the device: random actions, with policy and with training by PPO (`fastrl throughput
 --train`), and random actions beside gymnax (bench_tensor_envs.py). Worker processes: one
 environment, and 1 and 2 model workers on the device. PPO on CartPole-v1 until 475 is reached.
-Each is a program of its own. What fails or exceeds --budget is left out, and the file says why.
+Each runs in its own process. The file says why one failed or was left out by --budget.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ KEPT = ("fps", "steps", "wall_s", "eval_return_mean", "results")
 
 
 def main() -> int:
-    """Measure, print, and write the file anew after each program."""
+    """Measure, print and rewrite the file after each program."""
     parser = Parser(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--num-envs", type=count, default=2**16, help="on the device (65,536)")
+    parser.add_argument(
+        "--num-envs", type=count, default=2**16, help="number of environments (65,536)"
+    )
     parser.add_argument("--seconds", type=duration, default=1.0, help="length of a window (1)")
-    parser.add_argument("--budget", type=duration, default=600.0, help="seconds of all (600)")
-    parser.add_argument("--only", default="", help="measure what has this in its name")
+    parser.add_argument("--budget", type=duration, default=600.0, help="seconds in all (600)")
+    parser.add_argument("--only", default="", help="measure only names that contain this")
     parser.add_argument("--json", type=output, default=ROOT / "results" / "gpu.json")
     args = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -60,7 +62,7 @@ def main() -> int:
 
 
 def commands(args: argparse.Namespace, scratch: str) -> dict[str, list[str]]:
-    """Return the program of each measurement by name, those that matter most first."""
+    """Return the command of each measurement by name, the most important first."""
     files = ["--seconds", str(args.seconds), "--repeats", "3", "--json", f"{scratch}/found.json"]
     throughput = ["-m", "fastrl", "throughput", *files]
     sampled = f"sampler.device={args.device}"
@@ -87,7 +89,7 @@ def commands(args: argparse.Namespace, scratch: str) -> dict[str, list[str]]:
 
 
 def outcome(command: list[str], file: Path, left_s: float) -> Row:
-    """Return what a program has written, or why it is left out."""
+    """Return the results of a program, or why there are none."""
     try:
         text = printed([sys.executable, *command], timeout_s=max(0.0, left_s))
     except ConfigError as error:

@@ -6,8 +6,8 @@
 
 Random actions, resets and pixels included. EnvPool takes part in both its modes; a step that it
 spends on a reset is not counted. On one thread robots are stepped with and without mjbatch, where
-that is installed. Crafter's original runs as its authors ship it; a reset of one world and the
-start of a process are timed as well. ``--clock cpu`` leaves out what other processes take.
+that is installed. Crafter's original runs unchanged; a reset of one world and the
+start of a process are timed as well. ``--clock cpu`` measures CPU time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ print(time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure, print a table for each environment, and add it to the report."""
+    """Measure, print a table per environment and add it to the report."""
     options = _arguments()
     if options.redraw:
         found = load(options.redraw)
@@ -68,11 +68,11 @@ def _arguments() -> argparse.Namespace:
     known = [*ENVIRONMENTS, _CRAFTER]
     add("envs", nargs="*", metavar="ID", help="HalfCheetah-v5 by default")
     add("-n", "--num-envs", nargs="+", type=count, default=[32, 128])
-    add("--threads", type=count, default=1, help="of fastrl's robots and of EnvPool")
+    add("--threads", type=count, default=1, help="threads of fastrl's robots and EnvPool")
     add("--rounds", type=count, default=5)
     add("--seconds", type=duration, default=1.0, help="per measurement")
     add("--clock", choices=list(CLOCKS), default="wall")
-    add("--json", type=output, help="add the parts to this file, and its .md")
+    add("--json", type=output, help="JSON file to add to; its .md lies beside it")
     add("--redraw", type=Path, help="measure nothing: write the .md of this JSON")
     options = parser.parse_args()
     options.envs = options.envs or ["HalfCheetah-v5"]
@@ -137,7 +137,7 @@ def _original(action_space: gymnasium.Space[Any]) -> Steps:
 
 
 def _crafter_times(options: argparse.Namespace) -> dict[str, float]:
-    """Return the milliseconds of a reset of one world, and the seconds of a process to start."""
+    """Return the milliseconds to reset one world and the seconds to start a process."""
     from fastrl.envs.crafter_native import CrafterBatch
 
     n, clock = options.num_envs[0], CLOCKS[options.clock]
@@ -169,7 +169,7 @@ def _report(
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """Return all parts of a file, each the heading above its table."""
+    """Return all parts of a file, each with its heading and table."""
     parts = []
     for part in distinct(found["results"], "part"):
         rows = select(found["results"], part=part)
@@ -183,7 +183,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def _others(rates: Mapping[str, list[float]]) -> dict[str, str]:
-    """Return against what rates are held: heading and contestant. Files may have Craftax."""
+    """Return the contestants to compare with, by heading; files may have Craftax."""
     found = {name: name for name in ("gymnasium", "original") if name in rates}
     for label, kind in (("best EnvPool", "envpool"), ("Craftax", "craftax")):
         if any(name.startswith(kind) for name in rates):

@@ -1,12 +1,12 @@
-"""Measure how fast classic control can be stepped, by fastrl and by others.
+"""Measure how fast fastrl and other libraries step classic control.
 
     python scripts/bench_tensor_envs.py
     python scripts/bench_tensor_envs.py --envs CartPole-v1 --sizes 2048 65536
     python scripts/bench_tensor_envs.py --redraw
 
-Random actions, at 2^6 to 2^20 environments. Drawing actions counts; compiling does not, and is
-reported apart. Those who take part take turns, in several rounds. Writes a JSON file, a Markdown
-file beside it, and a plot. With --add, what the JSON file has of other environments is kept.
+Random actions, at 2^6 to 2^20 environments. The time to draw actions counts; the time to compile is
+reported apart. Methods take turns in several rounds. Writes a JSON file, a Markdown
+file beside it, and a plot. --add keeps the JSON file's other rows.
 
 gymnax and EnvPool take part where they are installed: pip install gymnax envpool.
 """
@@ -38,7 +38,7 @@ _SIZES = [2**power for power in (6, 9, 11, 12, 14, 16, 18, 20)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the files, print the tables; return the exit code."""
+    """Measure, write the files and print the tables; return the exit code."""
     args = _parser().parse_args(arguments)
     if args.redraw:
         _draw(load(args.json), args)
@@ -66,13 +66,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     full = [name for name in TENSOR_ENVS if "NoVel" not in name]  # those that the peers have
     add("--envs", nargs="+", choices=TENSOR_ENVS, default=full, metavar="ID")
-    add("--methods", nargs="+", metavar="NAME", help="take part; by default all that are there")
-    add("--sizes", nargs="+", type=count, default=_SIZES, metavar="N", help="of random actions")
+    add("--methods", nargs="+", metavar="NAME", help="methods to measure (all that are installed)")
+    add(
+        "--sizes",
+        nargs="+",
+        type=count,
+        default=_SIZES,
+        metavar="N",
+        help="numbers of environments",
+    )
     add("--seconds", type=duration, default=0.5, help="length of a window (0.5)")
     add("--repeats", type=count, default=5, help="number of rounds (5)")
     add("--threads", type=count, default=usable_cores(), help="threads of every method (all cores)")
     add("--compile", action="store_true", help="torch.compile the tensor programs on the CPU too")
-    add("--add", action="store_true", help="to what the JSON file has")
+    add("--add", action="store_true", help="keep the JSON file's other rows")
     add("--redraw", action="store_true", help="measure nothing: tables and plot of the JSON file")
     add("--json", type=output, default=Path("results/tensor_envs.json"))
     add("--plot", type=output, default=Path("imgs/tensor_envs.png"))
@@ -95,7 +102,7 @@ def _ways(args: argparse.Namespace) -> dict[str, Way]:
 
 
 def _measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
-    """Return one row per method that takes part."""
+    """Return one row per method that supports the setting."""
     running: dict[str, Steps] = {}
     first_s: dict[str, float] = {}
     for name, way in _ways(args).items():
@@ -113,7 +120,7 @@ def _measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
 
 
 def _line(row: Row) -> str:
-    """Return a result as a line of progress."""
+    """Format a result as a line of progress."""
     return (
         f"{row['env']:26}{row['num_envs']:>9,} "
         f"{row['method']:24}{row['steps_per_s_median'] / 1e6:>12.3f} M steps/s"

@@ -1,4 +1,4 @@
-"""Training speed from end to end, and of the update alone, beside the PPO of SB3 and of SBX.
+"""Measure the speed of training and of its updates, compared with the PPO of SB3 and SBX.
 
     python scripts/bench_training.py configs/cartpole_ppo.yaml
     python scripts/bench_training.py configs/cartpole_no_velocity_ppo_lstm.yaml
@@ -48,7 +48,7 @@ QUIET = ["evaluation.enabled=false", "logging.tensorboard=false", "checkpoint.ev
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the JSON, print the table."""
+    """Measure, write the JSON file and print the table."""
     args = _parser().parse_intermixed_args(arguments)
     config = load_config(args.config, [*args.overrides, *QUIET])
     if args.method:
@@ -84,7 +84,7 @@ def _takes_part(name: str, config: Config) -> bool:
 
 
 def fastrl_learn(config: Config, seconds: float) -> float:
-    """Return steps per second from end to end."""
+    """Return the steps per second from end to end."""
     from fastrl.training import train
 
     def run(steps: int) -> float:
@@ -97,7 +97,7 @@ def fastrl_learn(config: Config, seconds: float) -> float:
 
 
 def sb3_learn(kind: str, threads: int, peer: str = "sb3") -> Callable[[Config, float], float]:
-    """Return what measures SB3, or SBX, from end to end."""
+    """Return a function that measures SB3 or SBX from end to end."""
 
     def measure(config: Config, seconds: float) -> float:
         torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ def sb3_learn(kind: str, threads: int, peer: str = "sb3") -> Callable[[Config, f
 
 
 def updates(config: Config, seconds: float) -> dict[str, float]:
-    """Return the seconds that an update takes, on one thread, in turns."""
+    """Return the seconds of an update of each library, on one thread, in turns."""
     from fastrl.learning import build_learner
     from fastrl.sampling import make_plan, make_sampler
 
@@ -146,7 +146,7 @@ def updates(config: Config, seconds: float) -> dict[str, float]:
 
 
 def columns(config: Config, seconds: float) -> dict[str, dict[str, float | None]]:
-    """Return three speeds, each beside its limit; see `fastrl.throughput.run_throughput`."""
+    """Return three speeds and their limits; see `fastrl.throughput.run_throughput`."""
     from fastrl.throughput import Protocol, run_throughput
 
     asynchronous = config.sampler.model_copy(update={"mode": "async"})
@@ -165,7 +165,7 @@ def sb3_ppo(config: Config, kind: str, peer: str = "sb3") -> Any:
 
     wanted: Any = config.algorithm
     vector = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[kind]
-    # Its policies would take a mask within the observation for an input.
+    # SB3's policies would take a mask within the observation as an input.
     env_config = config.env.model_copy(update={"action_mask": "off"})
     build = EnvFactory.from_config(env_config).single
     has_masks, has_images = _has_masks(build()), _has_images(build())
@@ -206,10 +206,10 @@ def sb3_ppo(config: Config, kind: str, peer: str = "sb3") -> Any:
 
 
 class Masks(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Has the method that MaskablePPO calls, where infos have the masks."""
+    """Provides the masks of the infos by the method that MaskablePPO calls."""
 
     def reset(self, **kwargs: Any) -> Any:
-        """Begin an episode."""
+        """Start an episode."""
         observation, info = self.env.reset(**kwargs)
         self._mask = info.get("action_mask")
         return observation, info
@@ -239,7 +239,7 @@ def _has_images(env: gymnasium.Env[Any, Any]) -> bool:
 
 
 def _peer(config: Config, has_masks: bool, has_images: bool) -> tuple[Any, str, dict[str, Any]]:
-    """Return the algorithm, the name of its policy and the settings of its network."""
+    """Return SB3's algorithm, the name of its policy and the settings of its network."""
     from stable_baselines3 import PPO
 
     model, sizes = config.model, list(config.model.hidden_sizes)
@@ -343,7 +343,7 @@ def _rows(env: str, rounds: dict[str, list[Any]]) -> list[Row]:
 
 
 def _columns(rounds: list[dict[str, dict[str, float | None]]]) -> dict[str, Any]:
-    """Return by column what was measured in all rounds."""
+    """Return the measurements of all rounds by column."""
     return {
         name: {
             key: value
@@ -356,7 +356,7 @@ def _columns(rounds: list[dict[str, dict[str, float | None]]]) -> dict[str, Any]
 
 
 def _ratios(rounds: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return the ratios of each round: of rates to a peer's best, and of times of an update."""
+    """Return the ratios of each round, to a peer's best rate and to its time of an update."""
     found: dict[str, Any] = {}
     for peer, key in {"sb3": "end_to_end", "sbx": "end_to_end_sbx"}.items():
         methods = {name: rates for name, rates in rounds.items() if name.startswith(peer)}
@@ -371,7 +371,7 @@ def _ratios(rounds: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def _rate(run: Callable[[int], float], unit: int, seconds: float) -> float:
-    """Return steps per second of one run that takes about so long."""
+    """Return the steps per second of one run that takes about ``seconds``."""
     steps, elapsed = unit, run(unit)
     while elapsed < seconds / 4:
         steps = unit * max(2, int(steps / unit * min(8.0, seconds / 3 / elapsed)))

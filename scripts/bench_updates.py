@@ -1,4 +1,4 @@
-"""How much longer an update takes with a custom loss, and what a memory and masks cost.
+"""Measure the cost of a custom loss, of a recurrent policy and of action masks.
 
     python scripts/bench_updates.py --json results/bench_updates.json
 
@@ -51,11 +51,11 @@ NETS = {
     "mlp of 1024 rows": (NUMBERS, 64, 64, 1024),
     "conv": (PIXELS, 16, 16, 64),
 }
-"""Environment, T, B, and rows of a minibatch."""
+"""Environment, T, B and rows of a minibatch."""
 
 
 class Custom(PPO):
-    """PPO with an equal loss that fastrl cannot know, as in a plug-in."""
+    """PPO with an equal loss that fastrl does not recognise, as in a plug-in."""
 
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
         """Return the loss of a minibatch."""
@@ -63,7 +63,7 @@ class Custom(PPO):
 
 
 def main() -> int:
-    """Measure in turns, print, write the JSON."""
+    """Measure in turns, print and write the JSON file."""
     parser = Parser(__doc__)
     parser.add_argument("--rounds", type=count, default=15)
     parser.add_argument("--updates", type=count, default=3, help="updates of a turn (3)")
@@ -92,7 +92,7 @@ def main() -> int:
 def losses_of(
     spec: EnvSpec, steps: int, slots: int, size: int
 ) -> dict[str, tuple[Learner, Rollout]]:
-    """Return learners with either loss, and what they learn from."""
+    """Return learners with either loss, and their rollout."""
     section = PPOConfig(epochs=1, minibatch_size=size, torch_threads=1)
     algorithms = {"built-in": PPO(section), "custom": Custom(section)}
     if spec is NUMBERS:
@@ -107,7 +107,7 @@ def losses_of(
 
 
 def rates(num_rounds: int, num_updates: int) -> list[Row]:
-    """Return the rates of updates without a memory and with one, and print their ratios."""
+    """Measure the updates of a policy without and with a memory, and print their ratios."""
     (spec, *_), found = NETS["mlp"], {}
     section = PPOConfig(epochs=1, minibatch_size=512, sequence_length=32, torch_threads=1)
     for kind in (None, "gru", "lstm"):
@@ -128,11 +128,11 @@ def rates(num_rounds: int, num_updates: int) -> list[Row]:
 
 
 def mask_costs(num_rounds: int) -> list[Row]:
-    """Return the times of acting with masks and without, per frame, and print their ratio."""
+    """Measure the time to act without and with masks, per frame, and print their ratio."""
     rows, random = 64, torch.Generator().manual_seed(0)
     engine = build_engine(ActorCritic(MASKED, ModelConfig(hidden_sizes=(64, 64))), name="compiled")
     observation = {"seen": torch.randn(rows, 16, generator=random)}
-    # Masks that repeat would be foreseen by the processor.
+    # The processor would predict the branches of masks that repeat.
     masks = torch.rand(256, rows, 18, generator=random) < 0.5
     masks[..., 0] = True
     noise, out = engine.draw_noise((rows,), random), PolicyOutput.zeros(rows, MASKED.action)

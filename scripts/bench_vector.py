@@ -1,13 +1,13 @@
-"""Measure how long resets and steps of 1 … 256 environments take, in fastrl and in its peers.
+"""Measure the time to reset and to step 1 … 256 environments in fastrl and other libraries.
 
     python scripts/bench_vector.py --env CartPole-v1 --rounds 3
     python scripts/bench_vector.py --env ALE/Breakout-v5 --sizes 16,128 --rounds 2 --add
     python scripts/bench_vector.py --auto --new --rounds 5
     python scripts/bench_vector.py --redraw
 
-``--auto`` holds the backend that `auto` chooses against all others, in 12 cases at once.
+``--auto`` compares the backend that `auto` chooses with all others, in 12 cases.
 
-What is measured replaces the same rows of the JSON file, or adds rounds to them with ``--add``;
+New measurements replace the same rows of the JSON file; ``--add`` adds rounds to them;
 all other rows stay. ``--new`` begins an empty file, which another machine needs.
 """
 
@@ -38,7 +38,7 @@ AUTO = {
 
 
 def main() -> None:
-    """Measure, print every figure as it comes, and write JSON, tables and the plot."""
+    """Measure, print each result, and write the JSON file, tables and plot."""
     options = arguments()
     if options.redraw:
         draw(load(options.json), options)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measured(row: Row, seconds: float) -> None:
-    """Add a measurement to a row, and print it; or print why the method cannot do it."""
+    """Add a measurement to a row and print it; or print why the method cannot."""
     where = f"{row['env']} {row['num_envs']:4d} {row['method']:18}"
     try:
         times = measure(row["env"], row["method"], row["num_envs"], seconds)
@@ -81,15 +81,17 @@ def measured(row: Row, seconds: float) -> None:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--env", type=str.split, default=["CartPole-v1"], help="one or several")
+    parser.add_argument(
+        "--env", type=str.split, default=["CartPole-v1"], help="ids of environments"
+    )
     parser.add_argument("--sizes", type=sizes, default=SIZES, help="such as 1,16,128")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[*METHODS])
-    parser.add_argument("--seconds", type=duration, default=0.5, help="per measurement")
+    parser.add_argument("--seconds", type=duration, default=0.5, help="seconds per measurement")
     parser.add_argument("--rounds", type=count, default=1)
     parser.add_argument("--auto", action="store_true", help="auto against the other backends")
     kept = parser.add_mutually_exclusive_group()
-    kept.add_argument("--add", action="store_true", help="add rounds to the rows that there are")
-    kept.add_argument("--new", action="store_true", help="drop all that the JSON file has")
+    kept.add_argument("--add", action="store_true", help="add rounds to existing rows")
+    kept.add_argument("--new", action="store_true", help="start an empty JSON file")
     kept.add_argument("--redraw", action="store_true", help="measure nothing: tables and plot")
     parser.add_argument("--json", type=output, default=ROOT / "results/bench_vector.json")
     parser.add_argument("--plot", type=output, default=ROOT / "imgs/bench_vector.png")
@@ -103,12 +105,12 @@ def arguments() -> argparse.Namespace:
 
 
 def sizes(text: str) -> list[int]:
-    """Return numbers of environments, separated by commas."""
+    """Parse numbers of environments, separated by commas."""
     return [count(part) for part in text.split(",")]
 
 
 def draw(found: Found, options: argparse.Namespace) -> None:
-    """Write the tables and the plot of what a file holds."""
+    """Write the tables and the plot of a file."""
     options.json.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
     rows = found["results"]
     panels = [
@@ -127,7 +129,7 @@ def draw(found: Found, options: argparse.Namespace) -> None:
 
 
 def _lines(rows: Sequence[Row], key: str) -> dict[str, plots.Line]:
-    """Return time against number of environments by method, and the line of linear growth."""
+    """Return the time over the number of environments by method, and a line of linear growth."""
     lines = {
         method: (
             [row["num_envs"] for row in select(rows, method=method)],
@@ -142,13 +144,13 @@ def _lines(rows: Sequence[Row], key: str) -> dict[str, plots.Line]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Return rows by size and method, whenever they were measured; MPI is not measured any more."""
+    """Return the rows sorted by size and method, without those of MPI."""
     methods = [*METHODS, "MPI"]
     return sorted(rows, key=lambda row: (row["num_envs"], methods.index(row["method"])))
 
 
 def markdown(found: Found) -> str:
-    """Return tables of the time of a step and of a reset, and what `auto` reaches."""
+    """Return tables of the times of a step and of a reset, and of the choices of `auto`."""
     parts = [
         "# Vector environments: time of a step of all environments\n",
         "Random actions, medians over rounds in which the methods take turns; milliseconds, the "
@@ -171,7 +173,7 @@ def _cell(key: str, row: Row) -> str:
 
 
 def _auto(rows: Sequence[Row]) -> str:
-    """Return what part of the speed of the best backend `auto` reaches, and what it chose."""
+    """Return a table of the choices of `auto`, and their speed relative to the best backend."""
     lines = []
     for row in select(rows, method="fastrl auto"):
         found = [

@@ -1,4 +1,4 @@
-"""How fast this checkout is beside another one, such as a worktree of the last release.
+"""Compare the speed of this checkout with another one, such as a worktree of the last release.
 
     git worktree add ../old COMMIT
     python scripts/bench_versions.py ../old --json results/versions.json
@@ -25,7 +25,7 @@ from bench.rounds import interleaved
 from command_line import ROOT, Parser, count, duration, output, printed, run
 
 Measure = Callable[[Path, float], float]
-"""Takes the root of a checkout and the seconds of a window, and returns a rate."""
+"""Function of the root of a checkout and the seconds of a window that returns a rate."""
 
 _DEADLINE_S = 300
 _SMALL = ["model.hidden_sizes=[64,64]"]
@@ -37,7 +37,7 @@ _SAMPLED = {
     "fastrl/HalfCheetah-v5": (64, 128),
     "fastrl/Crafter-v1": (32, 128),
 }
-"""Environments per worker, and length of a rollout."""
+"""Settings of an environment: environments per worker and length of a rollout."""
 _LEARNT = {
     "CartPole-v1": (32_768, _SMALL),
     "HalfCheetah-v5": (16_384, _SMALL),
@@ -45,7 +45,7 @@ _LEARNT = {
     "Crafter-v1": (1024, _ONCE),
     "fastrl/Crafter-v1": (1024, _ONCE),
 }
-"""Steps to train for per second of a window, and keys."""
+"""Steps to train per second of a window, and configuration keys, by environment."""
 _STEPPED = {
     "CartPole-v1": ("serial", "processes"),
     "HalfCheetah-v5": ("serial", "processes"),
@@ -73,12 +73,12 @@ with fastrl.make_vec(env_id, num_envs, backend=backend) as envs:
 
 
 def main() -> int:
-    """Measure in turns, print, write the JSON."""
+    """Measure in turns, print and write the JSON file."""
     parser = Parser(__doc__)
     parser.add_argument("old", type=Path, help="root of the other checkout")
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--seconds", type=duration, default=2.0, help="length of a window (2)")
-    parser.add_argument("--only", default="", help="measure what has this in its name")
+    parser.add_argument("--only", default="", help="measure only names that contain this")
     parser.add_argument("--json", type=output)
     args = parser.parse_args()
     if not (args.old / "fastrl" / "__init__.py").exists():
@@ -108,7 +108,7 @@ def main() -> int:
 
 
 def measurements() -> dict[str, Measure]:
-    """Return what is measured, by name."""
+    """Return the measurements by name."""
     found: dict[str, Measure] = {}
     for env_id in _SAMPLED:
         found[f"sampling {env_id}"] = partial(_sampling, env_id)
@@ -138,7 +138,7 @@ def _sampling(env_id: str, root: Path, seconds: float) -> float:
 
 
 def _updates(env_id: str, root: Path, seconds: float) -> float:
-    """Return the steps per second of the learner alone, in a short run of PPO."""
+    """Return the learner's own steps per second in a short run of PPO."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         steps, keys = _LEARNT[env_id]
@@ -151,13 +151,13 @@ def _updates(env_id: str, root: Path, seconds: float) -> float:
 
 
 def _stepping(env_id: str, num_envs: int, backend: str, root: Path, seconds: float) -> float:
-    """Return the steps per second of `make_vec` with actions that were drawn before."""
+    """Return the steps per second of `make_vec` with actions drawn beforehand."""
     program = [sys.executable, "-c", _VECTOR, env_id, str(num_envs), backend, str(seconds)]
     return float(printed(program, root, _DEADLINE_S))
 
 
 def _start(root: Path, seconds: float) -> float:
-    """Return how often per second eight workers could be started, sampled with and ended."""
+    """Return how often per second a command can start, use and end eight workers."""
     del seconds
     began_s = time.perf_counter()
     shape = ["-n", "2", "-N", "8", "-M", "0", "sampler.rollout_length=8"]

@@ -1,4 +1,4 @@
-"""What every script shares: its arguments, its errors in one line, and programs that it runs."""
+"""Helpers of all scripts: arguments, one-line errors and subprocesses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MEASURED_MODEL = "model.shared_body=true"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one line, without the usage, and exits with 2.
+    """Argument parser that reports errors in one line, without the usage, and exits with 2.
 
     Args:
-        text: A script's docstring: its first paragraph is the description, the rest, as it is, an
-            epilogue.
-        **kwargs: Of the base class.
+        text: Docstring of the script: its first paragraph is the description, the rest the
+            epilogue, unchanged.
+        **kwargs: Arguments of the base class.
     """
 
     def __init__(self, text: str | None, **kwargs: Any) -> None:
@@ -37,12 +37,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, epilog=epilog, formatter_class=raw, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Exit."""
+        """Print the message and exit with 2."""
         _fail(self.prog.removesuffix(".py"), message)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Exit with what a script's ``main`` returns; an error is one line and the status 2."""
+    """Exit with the status that ``main`` returns; print an error in one line and exit with 2."""
     try:
         sys.exit(main())
     except (FastrlError, gymnasium.error.Error) as error:
@@ -50,7 +50,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def printed(command: Sequence[str], root: Path = ROOT, timeout_s: float | None = None) -> str:
-    """Return what a program prints that imports the package of a checkout.
+    """Run a program with the package of a checkout, and return its output.
 
     Raises:
         ConfigError: The program failed; the message ends with the last line of its error output.
@@ -66,17 +66,17 @@ def printed(command: Sequence[str], root: Path = ROOT, timeout_s: float | None =
 
 
 def count(text: str) -> int:
-    """Read a number of something of which there must be one."""
+    """Parse a whole number of at least 1."""
     return _at_least(1, text)
 
 
 def whole(text: str) -> int:
-    """Read a number of something of which there may be none."""
+    """Parse a whole number of at least 0."""
     return _at_least(0, text)
 
 
 def duration(text: str) -> float:
-    """Read a time above 0."""
+    """Parse a duration above 0."""
     number = delay(text)
     if not number:
         raise argparse.ArgumentTypeError(f"must be above 0, got '{text}'")
@@ -84,7 +84,7 @@ def duration(text: str) -> float:
 
 
 def delay(text: str) -> float:
-    """Read a time that may be 0."""
+    """Parse a duration of at least 0."""
     try:
         number = float(text)
     except ValueError:
@@ -95,7 +95,7 @@ def delay(text: str) -> float:
 
 
 def output(text: str) -> Path:
-    """Read the name of a file that can be written."""
+    """Parse the path of a file that can be written."""
     path = Path(text)
     try:
         check_output("", path)

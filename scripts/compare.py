@@ -1,4 +1,4 @@
-"""Compares how fast fastrl and other libraries sample one environment with one policy.
+"""Compare how fast fastrl and other libraries sample one environment with one policy.
 
     python scripts/compare.py --env CartPole-v1
     python scripts/compare.py configs/crafter_ppo.yaml --limit --best 8,2,0,1
@@ -36,7 +36,7 @@ _EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED, _EXIT_TERMINATED = 1, 2, 130, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, write the files, print the table; return the exit code."""
+    """Compare, write the files and print the table; return the exit code."""
     args = _parser().parse_args(arguments)
     if args.list:
         for name, label in LABELS.items():
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("arguments", nargs="*", metavar="CONFIG KEY=VALUE", help="a YAML file, keys to change")
-    add("--env", metavar="ID", help="the environment")
+    add("arguments", nargs="*", metavar="CONFIG KEY=VALUE", help="a YAML file and keys to change")
+    add("--env", metavar="ID", help="id of the environment")
     add("--methods", nargs="+", choices=LABELS, default=LABELS, metavar="NAME", help="see --list")
     add("--list", action="store_true", help="list the methods and exit")
     add("--num-envs", nargs="+", type=count, default=(), help="sizes to try for every peer")
     best = parser.add_mutually_exclusive_group()
     best.add_argument(
-        "--best", type=_topology, metavar="n,N,M,groups", help="fastrl's best, already known"
+        "--best", type=_topology, metavar="n,N,M,groups", help="fastrl's topology (scanned)"
     )
     best.add_argument(
         "--grid", nargs="+", type=_topology, default=(), metavar="n,N,M,groups",
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-plot", action="store_true", help="write no plot")
     add(
         "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
-        help="measure nothing: draw what these JSON files hold",
+        help="measure nothing: draw these JSON files",
     )  # fmt: skip
     return parser
 
@@ -96,7 +96,7 @@ def _task(args: argparse.Namespace) -> Task:
         overrides.append(f"env.id={args.env}")
     if args.seed is not None:
         overrides.append(f"seed={args.seed}")
-    # Nothing is learnt, so no worker need wait for another; the user's keys come later and win.
+    # Nothing is learnt, so no worker needs to wait for another; the user's keys override these.
     usual = ["sampler.mode=async"] if path else ["sampler.mode=async", MEASURED_MODEL]
     config = load_config(path, [*usual, *overrides])
     if config.sampler.kind != "process":
@@ -132,7 +132,7 @@ def _draw(found: Mapping[str, Any], target: Path | None) -> None:
 
 
 def _stem(env: str) -> str:
-    """Return the name of the files about an environment, without what they end in."""
+    """Return the name of an environment's files, without suffix."""
     return "compare_" + re.sub(r"[^\w.-]+", "_", env)
 
 

@@ -1,4 +1,4 @@
-"""What sampling and training cost: three speeds over each of six sizes, beside their limits.
+"""Measure three speeds of sampling and training over each of six sizes, and their limits.
 
     python scripts/cost_curves.py
     python scripts/cost_curves.py --sizes network observation --seconds 0.5
@@ -54,7 +54,7 @@ SIZES: dict[str, tuple[str, str, Sequence[int]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the files, print the rows; return the exit code."""
+    """Measure, write the files and print the rows; return the exit code."""
     args = _parser().parse_args(arguments)
     path = args.output / "results" / "cost_curves.json"
     picture = args.output / "imgs" / "cost_curves.png"

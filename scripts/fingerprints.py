@@ -1,9 +1,9 @@
-"""What a few updates of many kinds of runs compute, to the last bit.
+"""Record or check the exact results of a few updates of many kinds of runs.
 
 python scripts/fingerprints.py --record results/fingerprints.json
 python scripts/fingerprints.py --check results/fingerprints.json
 
-Each run samples and learns a few rollouts, and yields one hash of its rollouts, one of the metrics
+Each run trains on a few rollouts, and yields one hash of its rollouts, one of the metrics
 of its updates and one of its last weights. A change of the code that should not change what is
 learnt leaves every hash as it was. Hashes hold on one machine with one version of torch: other
 processors add in another order.
@@ -37,9 +37,9 @@ from fastrl.workers.plan import SamplingPlan
 
 UPDATES = 3
 _OTHER_BANK_S = 1.0
-"""Longer than the rollout of a small run takes."""
+"""Timeout of a rollout in seconds; a small one takes less."""
 _HERE = "fingerprints"
-"""This file as a module, for the workers."""
+"""Import path of this file, for the workers."""
 
 _CARTPOLE = ("env.id=CartPole-v1", "sampler.rollout_length=32", "sampler.envs_per_worker=8")
 _TWO = ("sampler.num_env_workers=2",)
@@ -129,7 +129,7 @@ TENSOR_RUNS: Mapping[str, tuple[str, ...]] = {
 
 
 class Mixed(gymnasium.Env[Any, Any]):
-    """Observations and actions of several kinds, and episodes of both ends."""
+    """Environment with several kinds of leaves whose episodes terminate or are truncated."""
 
     observation_space = spaces.Dict(
         {
@@ -151,7 +151,7 @@ class Mixed(gymnasium.Env[Any, Any]):
         return self._observation(), {}
 
     def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Move; end far out, and be truncated after 11 steps."""
+        """Move; terminate far from the start, and truncate after 11 steps."""
         self._steps += 1
         self._place[:2] += action["move"] * (1 + action["choice"][0])
         self._place[2] = self.np_random.normal()
@@ -168,7 +168,7 @@ class Mixed(gymnasium.Env[Any, Any]):
 
 
 class Doubled(ActorCritic):
-    """A policy with a forward pass that no engine of fastrl knows."""
+    """A policy with a forward pass that fastrl's engines do not support."""
 
     def __init__(self, env_spec: EnvSpec) -> None:
         """Build the default network."""
@@ -181,7 +181,7 @@ class Doubled(ActorCritic):
 
 
 def main() -> int:
-    """Record the hashes, or compare them with recorded ones; 1 if one differs."""
+    """Record the hashes, or compare them with recorded ones; return 1 if one differs."""
     parser = Parser(__doc__)
     parser.add_argument("--record", type=output, help="JSON to write")
     parser.add_argument("--check", type=Path, help="JSON to compare with")
@@ -210,7 +210,7 @@ def main() -> int:
 def fingerprint(overrides: tuple[str, ...], *, tensors: bool = False) -> dict[str, str]:
     """Return the hashes of the rollouts, the metrics and the last weights of a short run.
 
-    With ``tensors`` a `DeviceSampler` samples, which `make_sampler` builds on a GPU alone.
+    With ``tensors`` a `DeviceSampler` samples, which `make_sampler` builds only on a GPU.
     """
     config = load_config(None, ["algorithm.torch_threads=1", "seed=3", *overrides])
     plan = make_plan(config)
@@ -244,7 +244,7 @@ def _sampler(config: Config, plan: SamplingPlan, *, tensors: bool) -> Sampler:
 
 
 def _parts(rollout: Rollout, spec: EnvSpec) -> Iterator[bytes]:
-    """Yield the bytes of every field, in one order."""
+    """Yield the bytes of every field, in a fixed order."""
     observation = flatten(spec.observation_space, rollout.observation)
     for leaf in [*observation, *flatten(spec.action_space, rollout.action)]:
         yield leaf.numpy().tobytes()

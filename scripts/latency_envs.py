@@ -9,18 +9,18 @@ import numpy as np
 from gymnasium import spaces
 
 LENGTH = 10
-"""Steps of an episode, unless it says another number."""
+"""Default number of steps of an episode."""
 
 
 class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """Episodes of a fixed length.
+    """Environment with episodes and steps of a fixed duration.
 
     Args:
         step_s: Duration of a step.
-        steps_per_reset: How many times as long a reset takes.
-        busy: Compute, which needs a core, rather than sleep, as one waits for a server.
+        steps_per_reset: Duration of a reset, in steps.
+        busy: Compute, which needs a core, instead of sleeping, as if waiting for a server.
         length: Steps of an episode.
-        size: Numbers of an observation.
+        size: Size of an observation.
     """
 
     action_space = spaces.Discrete(2)
@@ -47,7 +47,7 @@ class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
         return np.zeros(self.observation_space.shape, np.float32), {}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Take the time of a step."""
+        """Spend the time of a step."""
         self._pass(self._step_s)
         self._steps += 1
         observation = np.zeros(self.observation_space.shape, np.float32)

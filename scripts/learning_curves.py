@@ -1,4 +1,4 @@
-"""Train a configuration with several seeds; commit the outcome, the curves and a picture.
+"""Train a configuration with several seeds; write the results and a plot of their curves.
 
     python scripts/learning_curves.py configs/cartpole_ppo.yaml --seeds 5
     python scripts/learning_curves.py configs/crafter_ppo.yaml --seeds 1 total_steps=1e6
@@ -34,7 +34,7 @@ POINTS = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, write the files; return 1 if a seed stayed below --at-least."""
+    """Train and write the files; return 1 if a seed stayed below --at-least."""
     parser = _parser()
     args = parser.parse_intermixed_args(arguments)
     for path in args.redraw:
@@ -109,13 +109,13 @@ def curve(rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def score(run: dict[str, Any]) -> float:
-    """Return what a seed is judged by: the final evaluation."""
+    """Return the score of a seed: its final evaluation."""
     found = run["eval_return_mean"]
     return float("-inf") if found is None else float(found)
 
 
 def line(runs: list[dict[str, Any]], seed: int) -> str:
-    """Return how a seed did, and all of them so far."""
+    """Format the result of a seed and the mean so far."""
     run = next(run for run in runs if run["seed"] == seed)
     scores = [score(each) for each in runs]
     achieved, last = "", run["train_return_mean"]
@@ -130,7 +130,7 @@ def line(runs: list[dict[str, Any]], seed: int) -> str:
 
 
 def means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return what the seeds reach on average."""
+    """Return the mean results of the seeds."""
     scores = [score(run) for run in runs]
     found = {
         "eval_return_mean": statistics.fmean(scores),
@@ -163,10 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=count, default=3, help="number of seeds (3)")
     add("--first-seed", type=whole, default=0)
     add("--jobs", type=count, default=1, help="runs at a time (1)")
-    add("--name", help="of the files, without learning_; that of the configuration by default")
+    add("--name", help="name of the files after learning_ (that of the configuration)")
     add(
         "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
-        help="train nothing: draw what these JSON files hold",
+        help="train nothing: draw these JSON files",
     )  # fmt: skip
     add("--at-least", type=float, default=float("-inf"), help="evaluation each seed must reach")
     return parser

@@ -1,4 +1,4 @@
-"""Compile, once, what the tests of several processes would each compile: ``make test`` runs it.
+"""Compile the kernels once before parallel tests, as ``make test`` does.
 
 On a clean checkout the code for Crafter, classic control and the learners takes two minutes of a
 core, and processes that need it at the same time compile it at the same time.

@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(trylast=True)  # after tests were deselected
 def pytest_collection_modifyitems(config, items):
-    """Let parallel runs begin with files of long tests, so that none runs alone at the end.
+    """Start parallel runs with the files of long tests, so that none runs alone at the end.
 
     The mark of a long test is its longer timeout.
     """
@@ -54,7 +54,7 @@ def _files_of_the_user_go_with_what_the_tests_leave(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _waits_are_no_lines():
-    """How many lines say what is waited for would depend on the load."""
+    """Silence progress lines, whose number depends on the load."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastrl.live_display.FIRST_LINE_S", 1000.0)
         yield

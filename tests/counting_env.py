@@ -1,4 +1,4 @@
-"""An environment whose observation says where it belongs, so that any misplaced write shows.
+"""An environment whose observation encodes its place, so that any misplaced write is found.
 
 ``reset(seed=s)`` gives the environment the tag ``s % 2**20`` and starts episode 0; every reset
 without a seed starts the next episode. After ``step`` number k of an episode the environment is at
@@ -40,7 +40,7 @@ Fault = Literal["raise", "hang", "abort", "kill", "exit"]
 
 
 class Place(NamedTuple):
-    """What an observation says."""
+    """Content of an observation."""
 
     tag: int
     episode: int
@@ -74,14 +74,14 @@ class CountingEnv(gymnasium.Env[Any, Any]):
             length: Steps per episode.
             uneven: Vary the length with tag and episode, between 1 and ``2 * length - 1``.
             ending: How episodes end.
-            observation: Kind of observation, see the module's docstring.
+            observation: Kind of observation; see the module's docstring.
             action: Kind of action space.
-            fault: What goes wrong: an exception, a sleep for an hour, ``os.abort``, SIGKILL of
+            fault: Kind of failure: an exception, a sleep for an hour, ``os.abort``, SIGKILL of
                 this process, or ``os._exit(3)``.
-            fault_at: Number of the call that goes wrong, counted over the env's life from 0.
-            fault_tag: Only the environment with this tag fails; None for every one.
-            fault_in: Which call goes wrong.
-            sleep_s: Seconds that every step takes, at least.
+            fault_at: Number of the call that fails, counted over the env's life from 0.
+            fault_tag: Tag of the environment that fails; None for every one.
+            fault_in: Method that fails.
+            sleep_s: Minimal duration of a step in seconds.
             render_mode: Accepted and ignored.
         """
         self.length, self.uneven, self.ending = length, uneven, ending
@@ -160,7 +160,7 @@ def reward_of(episode: int, step: int) -> float:
 
 
 def action_mark(action: Any) -> int:
-    """Return a whole number that tells an action from most others."""
+    """Return a whole number that distinguishes an action from most others."""
     if isinstance(action, dict):
         return sum((i + 1) * action_mark(action[key]) for i, key in enumerate(sorted(action)))
     # Box actions are marked in thousandths.
@@ -206,7 +206,7 @@ def action_space(kind: str) -> spaces.Space:
 
 
 def encode(kind: str, place: Place) -> Any:
-    """Return the observation that says ``place``."""
+    """Return the observation that encodes ``place``."""
     where, when = [place.tag, place.episode], [place.step, place.last_action]
     if kind == "vector":
         return np.array(place, np.float32)
@@ -222,7 +222,7 @@ def encode(kind: str, place: Place) -> Any:
 
 
 def decode(kind: str, leaves: tuple[Any, ...]) -> Place:
-    """Return what one environment's observation says.
+    """Decode the observation of one environment.
 
     Args:
         kind: Kind of observation.

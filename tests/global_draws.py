@@ -13,15 +13,15 @@ from gymnasium import spaces
 
 
 def draw():
-    """Draw once from Python's, NumPy's and torch's stream."""
+    """Draw once from each of Python's, NumPy's and torch's streams."""
     return np.array([random.random(), np.random.random(), float(torch.rand(()))], np.float64)
 
 
 class DrawingEnv(gymnasium.Env):
-    """Observes draws; episodes are of uneven length, and the first draw is made when it is built.
+    """Observes draws, the first from its construction; episodes have uneven lengths.
 
     Args:
-        fails_once: A file; the process that creates it, after some steps, ends at once.
+        fails_once: Path of a file; the process that creates it after some steps ends at once.
     """
 
     observation_space = spaces.Box(0, 1, (3,), np.float64)
@@ -43,7 +43,7 @@ class DrawingEnv(gymnasium.Env):
 
 
 def states():
-    """Return the states of the streams as something that can be compared."""
+    """Return the states of the streams in a comparable form."""
     of_numpy = np.random.get_state(legacy=True)
     return (
         random.getstate(),

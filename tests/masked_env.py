@@ -37,13 +37,13 @@ def known_mask(sizes: tuple[int, ...], seed: int, step: int) -> np.ndarray[Any, 
 
 
 class CheckingEnv(gymnasium.Env[Any, Any]):
-    """Raises at an invalid action; observes its seed and its step since it was seeded.
+    """Raises on an invalid action; observes its seed and the steps since it was seeded.
 
     Args:
         actions: One of `SPACES`.
         source: ``key``, ``info`` or ``method``.
-        length: Of an episode, in steps.
-        empty_at: Step since the seed at which no action is valid; never by default.
+        length: Length of an episode in steps.
+        empty_at: Step since seeding at which no action is valid; never by default.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -118,7 +118,7 @@ def options(space: spaces.Space[Any], action: Any) -> list[int]:
 def make_vector(
     num_envs: int, actions: str = "discrete", source: str = "info", mode: str = "SameStep"
 ) -> SyncVectorEnv:
-    """Return a vector environment of gymnasium's."""
+    """Return a gymnasium vector environment."""
     return SyncVectorEnv(
         [lambda: CheckingEnv(actions, source) for _ in range(num_envs)], autoreset_mode=mode
     )

@@ -1,4 +1,4 @@
-"""Environments that break their contract, in every way that has its own message."""
+"""Environments that violate their contract, in every way that has its own message."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ RESET_MISFITS = {
 
 
 class MisfitEnv(gymnasium.Env):
-    """Breaks its contract in step 2 if it was seeded so, or in the reset of that number.
+    """Violates its contract in step 2 with a given seed, or in a given reset.
 
     Args:
-        kind: How, of `MISFITS` or `RESET_MISFITS`.
-        seed: Of the environment that does.
-        in_reset: Number of the reset in which it does; None where a step does.
+        kind: Kind of violation, of `MISFITS` or `RESET_MISFITS`.
+        seed: Seed of the environment that violates it.
+        in_reset: Number of the reset that violates it; None if a step does.
     """
 
     observation_space = spaces.Box(-1, 1, (2,), np.float32)

@@ -1,4 +1,4 @@
-"""What users add: an algorithm, a policy, a sampler, an engine and a logger."""
+"""User-defined classes: an algorithm, a policy, a sampler, an engine and a logger."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Vpg(Algorithm[VpgConfig]):
 
 
 class Rewarded(Vpg):
-    """Reads a field that a transform adds."""
+    """Algorithm that reads a field added by a transform."""
 
     def loss(self, minibatch, policy):
         found = super().loss(minibatch, policy)
@@ -83,7 +83,7 @@ class Sectionless(Algorithm):
 
 
 class Unlike:
-    """Has a section, and is no algorithm."""
+    """Class with a configuration section that is not an algorithm."""
 
     section_type = VpgConfig
 
@@ -101,7 +101,7 @@ def serial(config, plan, weights, on_fault):
 
 
 class Doubtful(EagerEngine):
-    """Runs PyTorch, and is called otherwise."""
+    """Engine that runs PyTorch under another name."""
 
 
 def doubtful(model, device):
@@ -110,7 +110,7 @@ def doubtful(model, device):
 
 
 class Tape:
-    """Writes rows into a file of the run, and fails where it is told to."""
+    """Logger that writes rows into a file of the run, and fails on request."""
 
     def __init__(self, run, config, steps, file="tape", fail_at=None):
         self._file, self._fail_at = (run.path / file).open("a"), fail_at

@@ -1,4 +1,4 @@
-"""An environment that tells figures of its episodes which can be known from elsewhere."""
+"""An environment that reports predictable figures of its episodes."""
 
 from __future__ import annotations
 

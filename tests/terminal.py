@@ -1,4 +1,4 @@
-"""A terminal of which a test can see the screen, as a person would."""
+"""A terminal whose screen a test can read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
 
 
 class Screen:
-    """The lines that a terminal of this size shows, and those that were scrolled out of it.
+    """Lines on a terminal of a given size, and those that were scrolled out of it.
 
     Knows what rich writes: colours, erased lines, and movements of the cursor.
     """
@@ -32,7 +32,7 @@ class Screen:
         return "\n".join("".join(line).rstrip() for line in self.lines).rstrip("\n")
 
     def feed(self, text: str) -> None:
-        """Show what was written."""
+        """Process output that was written to the terminal."""
         text, self._rest = self._rest + text, ""
         at = 0
         while at < len(text):
@@ -53,7 +53,7 @@ class Screen:
         elif sign == "\r":
             self._x = 0
         elif sign.isprintable():
-            if self._x == self.columns:  # a full line is left with the next sign only
+            if self._x == self.columns:  # a full line wraps only at the next character
                 self._x = 0
                 self._down()
             line = self.lines[self._y]
@@ -76,13 +76,13 @@ class Screen:
 
 
 class Terminal:
-    """A process on a terminal of its own, which belongs to it as to a command of a shell.
+    """A process with its own controlling terminal, like a command of a shell.
 
     Args:
-        command: What to start.
-        columns: Width of the terminal.
-        rows: Its height.
-        env: Its environment; that of the tests by default.
+        command: Command to start.
+        columns: Width of the terminal in characters.
+        rows: Height of the terminal in lines.
+        env: Environment variables; those of the tests by default.
         **options: See `subprocess.Popen`.
     """
 
@@ -106,7 +106,7 @@ class Terminal:
             stdout=self.theirs,
             stderr=self.theirs,
             start_new_session=True,
-            # Sizes that what runs the tests has exported are another terminal's.
+            # Exported sizes are those of another terminal.
             env={k: v for k, v in env.items() if k not in ("COLUMNS", "LINES")},
             **options,
         )

@@ -308,7 +308,7 @@ def _check_divides(key: str, number: int, **divisors: int) -> None:
         raise conflict(key, f"must be divisible by {by} ({sizes}), got {number}")
 
 
-# The keys for which a name in place of the section `sampler` stands.
+# Keys that a name in place of the section `sampler` sets.
 _NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
     "process": {"kind": "process"},
     "serial": {"kind": "serial"},
@@ -461,10 +461,10 @@ class FaultsConfig(Section):
 
 
 class MachineConfig(Section):
-    """Machines of a cluster with other keys than the section sampler; null for those of it."""
+    """Keys of machines that differ from the section sampler; null for the same value."""
 
     cores: Size
-    """Of the machines that this is about."""
+    """Number of cores of the machines that have these keys."""
     num_envs: Size | None = None
     """B of each of these machines."""
     envs_per_worker: Size | None = None

@@ -297,7 +297,7 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
             _require_network()
             minari.download_dataset(dataset_id)
         return path
-    except Exception as error:  # whatever the network and its packages raise
+    except Exception as error:  # anything that the network and its packages raise
         raise ConfigError(
             f"{key}: '{dataset_id}' is not among Minari's datasets on this machine and cannot be "
             f"downloaded: {cause(error)}"

@@ -332,7 +332,7 @@ class Steps:
         mask: ``[N, choices] bool``: valid actions; None without masks.
         absorbing: Whether terminations lead to the absorbing state.
         log_prob: ``[N] float32``: log-probability of the actions under a policy with a memory;
-            None without a memory, as it is then computed from the rows.
+            None without a memory, since it is then computed from the rows.
     """
 
     observation: Leaves
@@ -461,10 +461,10 @@ class Scorer(nn.Module):
         num_features: F: inputs of the MLP, the flag included.
 
     Args:
-        env_spec: Gives the spaces.
-        config: The hidden layers, and how images are encoded.
-        action_bounds: How sampled actions become those of a bounded ``Box``: the network reads the
-            actions that the environment receives.
+        env_spec: Specification of the environment.
+        config: Hidden layers and encoders of images.
+        action_bounds: Mapping of sampled actions to those of a bounded ``Box``: the network reads
+            the actions that the environment receives.
         takes_action: Whether the score depends on the action.
         is_lipschitz: Whether the weights of each layer are divided by their largest singular value
             (Miyato et al. 2018, https://arxiv.org/abs/1802.05957).

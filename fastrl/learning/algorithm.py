@@ -379,9 +379,9 @@ class Sequences:
         return self.state.flatten(0, 1).index_select(0, segment), keep
 
     def recomputed(self, observation: Mapping[str, Tensor], policy: PolicyModel) -> Sequences:
-        """Return these sequences with states that a policy computes anew from the first one.
+        """Return these sequences with states that a policy recomputes from the first one.
 
-        The states after the last segment stay as they are.
+        The states after the last segment are unchanged.
 
         Args:
             observation: Per leaf ``[T · B, *shape]``, on any device.

@@ -92,7 +92,7 @@ class WeightStore(Shared):
 
     @property
     def version(self) -> int:
-        """That of the latest publication; 0 before the first."""
+        """Version of the latest publication; 0 before the first."""
         return int(self._version[0])
 
     def publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:

@@ -256,7 +256,7 @@ class _AwaitDriver(SerialDriver):
         finally:
             self._all_tasks.difference_update(tasks.values())
             for task in tasks.values():
-                task.add_done_callback(_error)  # otherwise asyncio logs that nobody read it
+                task.add_done_callback(_error)  # otherwise asyncio logs an unread error
                 task.cancel()
 
     def check_in_time(self, tasks: Tasks, timeout_s: float) -> None:

@@ -119,7 +119,7 @@ class EnvGroup(StepLoop):
         spec: Properties that every environment must have.
         exchange: Memory of actions and results.
         envs: Indices of the environments.
-        built: Those of them that are already built, from the first.
+        built: Environments of ``envs`` that are already built, in this order.
         at: Element 0 is always the index of the environment that is being stepped, reset or
             called, to explain errors and timeouts.
 

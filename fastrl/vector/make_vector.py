@@ -38,7 +38,7 @@ from fastrl.vector.vector_env import FastVectorEnv, Output
 from fastrl.vector.vector_plan import AutoresetError, NativeBuild, VectorPlan
 
 DEFAULT_AUTORESET = AutoresetMode.NEXT_STEP
-"""That of gymnasium's `SyncVectorEnv`."""
+"""Default of gymnasium's `SyncVectorEnv`."""
 _DRIVERS: Mapping[str, Callable[[VectorPlan], Driver]] = {
     "serial": SerialDriver,
     "native": SerialDriver,

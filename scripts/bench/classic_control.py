@@ -1,6 +1,6 @@
 """Ways to step n environments of classic control with random actions.
 
-Each returns what takes steps, or None where it cannot do what a setting asks.
+Each returns a function that takes steps, or None if it does not support the setting.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from fastrl.envs.classic_control.control_batch import ClassicControlBatch, Optio
 from fastrl.envs.tensor import RandomPolicy, Rollouts, make_tensor
 
 _MOST_ON_CPU = 2**16
-"""Environments of a tensor program, of which a step of more takes seconds on a CPU."""
+"""Largest number of environments of a tensor program; with more, a step takes seconds on a CPU."""
 _MOST_OF_ENVPOOL = 2**14
-"""Environments of EnvPool, which has been slower at every larger number."""
+"""Largest number of environments of EnvPool, which was slower with every larger one."""
 _FEW, _RACE_S = 8, 0.1
 """Environments from which on EnvPool is tried with smaller batches, and how long each try takes."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is stepped.
+    """Environments to step.
 
     Attributes:
         env: Id of the environment.
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def length(self) -> int:
-        """Length of a rollout: one that fits into memory."""
+        """Length of a rollout that fits into memory."""
         return max(1, min(32, 2**23 // self.num_envs))
 
 
@@ -50,7 +50,7 @@ Way = Callable[[Setting], Steps | None]
 
 
 def gymnasium_vector(setting: Setting) -> Steps | None:
-    """Step gymnasium's own vectorised environment, which there is of CartPole."""
+    """Step gymnasium's own vectorised environment, which exists only for CartPole."""
     if gymnasium.spec(setting.env).vector_entry_point is None:
         return None
     mode = "vector_entry_point"
@@ -58,7 +58,7 @@ def gymnasium_vector(setting: Setting) -> Steps | None:
 
 
 def envpool(setting: Setting) -> Steps | None:
-    """Step EnvPool as it is fastest here: several numbers of threads and sizes of a batch race."""
+    """Step EnvPool with the fastest of several numbers of threads and batch sizes."""
     n = setting.num_envs
     if n > _MOST_OF_ENVPOOL or not steppers.has_envpool(setting.env):
         return None
@@ -80,7 +80,7 @@ def loops(setting: Setting) -> Steps:
 
 
 def program(setting: Setting, device: str, steps_per_graph: int) -> Steps | None:
-    """Make rollouts of fastrl's tensor program."""
+    """Sample rollouts from fastrl's tensor program."""
     if device == "cpu" and setting.num_envs > _MOST_ON_CPU:
         return None
     env, params = make_tensor(setting.env, device=device)
@@ -100,7 +100,7 @@ def program(setting: Setting, device: str, steps_per_graph: int) -> Steps | None
 
 
 def gymnax(setting: Setting) -> Steps | None:
-    """Step gymnax: the same environments in JAX, inside one compiled scan."""
+    """Step gymnax, the same environments in JAX, inside one compiled scan."""
     if find_spec("gymnax") is None or find_spec("jax") is None:
         return None
     import gymnax as package

@@ -1,4 +1,4 @@
-"""One style for all plots: what is fastrl's is bold, and a colour belongs to one method."""
+"""Style of all plots: fastrl's lines are bold, and each method has its colour."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 INK, ACCENT, PLAIN = "#343a40", "#0b7285", "#adb5bd"
 IDEAL = "ideal"
-"""A line with this label, or ``ideal: …``, was calculated, not measured; the legend has one."""
+"""Label of calculated lines, like ``ideal: …``; the legend shows one of them."""
 
 Line = tuple[Sequence[float], Sequence[float]]
-"""x and y of its points."""
+"""The x and y of the points."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def curves(rows: Sequence[Sequence[Panel]], path: Path, title: str = "") -> None
 
 
 def where(found: Mapping[str, Any]) -> str:
-    """Return the title that says where and when a file was measured."""
+    """Return a title with the machine and date of a file's measurements."""
     used = found["machine"]
     return f"{used['cores']} cores, {used['cpu']}, {found['date']}"
 
 
 def plain(axes: Axes, lines: Literal["x", "y", "both"] = "both") -> None:
-    """Take off what no plot needs, and draw the lines of the grid."""
+    """Remove the frame's top and right sides, and draw the grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis=lines, color=PLAIN, linestyle=":", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""The JSON files of measurements, all of one form.
+"""The JSON files of results, which all have one format.
 
 A file holds ``results``, a list of rows, and the circumstances of what was measured last. A row
 says what was measured (``env``, ``method``, ``num_envs`` and the like), and for every quantity x
@@ -20,11 +20,11 @@ from fastrl.system import circumstances, machine
 
 Row = dict[str, Any]
 Found = dict[str, Any]
-"""A whole file."""
+"""Content of a file."""
 
 
 def quantity(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Return what a row says of a quantity that was measured in several rounds."""
+    """Return a row's entries for a quantity that was measured in several rounds."""
     return {
         f"{name}_median": median(values),
         f"{name}_min": min(values),
@@ -39,22 +39,22 @@ def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
 
 
 def distinct(rows: Iterable[Row], key: str) -> list[Any]:
-    """Return the values that rows have for a key, in the order of their appearance."""
+    """Return the distinct values of a key, in order of appearance."""
     return list(dict.fromkeys(row[key] for row in rows))
 
 
 def when() -> dict[str, Any]:
-    """Return what a row keeps that may stay in its file longer than others: date and command."""
+    """Return the date and command, which a row keeps when later measurements join its file."""
     here = circumstances()
     return {key: here[key] for key in ("date", "command")}
 
 
 def load(path: Path, same_machine: Sequence[str] = ()) -> Found:
-    """Return what a file holds; without one, no rows.
+    """Return the content of a file; no rows if it does not exist.
 
     Args:
-        path: Of the JSON file.
-        same_machine: What must be as here if rows are added, such as ``cores``.
+        path: Path of the JSON file.
+        same_machine: Keys of the machine that must be equal to add rows, such as ``cores``.
 
     Raises:
         ConfigError: The rows were measured on another machine.
@@ -73,7 +73,7 @@ def load(path: Path, same_machine: Sequence[str] = ()) -> Found:
 
 
 def replaced(rows: Sequence[Row], new: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Return rows and new rows, without the old ones that agree with a new one in ``keys``."""
+    """Return all rows, without the old ones that a new one replaces: those equal in ``keys``."""
     measured = {tuple(row.get(key) for key in keys) for row in new}
     kept = [row for row in rows if tuple(row.get(key) for key in keys) not in measured]
     return [*kept, *new]
@@ -85,13 +85,13 @@ def write(
     markdown: Callable[[Mapping[str, Any]], str] | None = None,
     peers: Sequence[str] = (),
 ) -> Found:
-    """Write a JSON file with the circumstances, and its tables beside it; return the whole file.
+    """Write a JSON file with date, command and machine, and its tables beside it; return it.
 
     Args:
-        found: ``results``, and the other content of the file.
-        path: Of the JSON file.
+        found: ``results`` and other content of the file.
+        path: Path of the JSON file.
         markdown: Returns the tables of the whole file.
-        peers: Packages of others whose versions count.
+        peers: Compared packages whose versions are recorded.
     """
     whole = {**found, **circumstances(*peers)}
     path.parent.mkdir(parents=True, exist_ok=True)

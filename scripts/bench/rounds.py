@@ -1,4 +1,4 @@
-"""Contestants are measured in turn, so that a drift of the machine's speed meets all of them."""
+"""Measure contestants in turn, so that a drift of the machine's speed affects all of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 Steps = Callable[[], int]
-"""Takes some steps of a contestant, and returns how many."""
+"""Function that takes some steps and returns how many."""
 Rates = Mapping[str, Sequence[float]]
-"""What each round measured, by contestant."""
+"""Rate of each round, by contestant."""
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -25,12 +25,12 @@ def interleaved(
     seed: int = 0,
     after_round: Callable[[int], None] = lambda index: None,
 ) -> dict[Key, list[Value]]:
-    """Take every turn once per round, in a new order each.
+    """Take every turn once per round, in a new random order each time.
 
     Args:
-        turns: Each measures one contestant once.
-        rounds: How many.
-        seed: Of the order.
+        turns: Functions that measure one contestant once, by name.
+        rounds: Number of rounds.
+        seed: Seed of the order.
         after_round: Called with the index of each round.
     """
     found: dict[Key, list[Value]] = {key: [] for key in turns}
@@ -46,9 +46,9 @@ def rate(steps: Steps, seconds: float, clock: Callable[[], float] = time.perf_co
     """Return the steps per second of a window.
 
     Args:
-        steps: Called until the window is over, once at least.
+        steps: Function that takes steps; called until the window is over, at least once.
         seconds: Length of the window in wall time.
-        clock: What the steps are divided by.
+        clock: Clock that measures the time of the steps.
     """
     start, until = clock(), time.perf_counter() + seconds
     taken = steps()
@@ -60,12 +60,12 @@ def rate(steps: Steps, seconds: float, clock: Callable[[], float] = time.perf_co
 def ratio(values: Sequence[float], others: Sequence[float]) -> float:
     """Return the median over the rounds of the ratio within a round.
 
-    The machine's speed drifts, and two windows of one round share most of the drift.
+    Two windows of one round share most of the drift of the machine's speed.
     """
     return median(a / b for a, b in zip(values, others, strict=True))
 
 
 def fastest(rates: Rates, kind: str = "") -> str:
-    """Return the contestant with the highest median, of those whose names begin with ``kind``."""
+    """Return the contestant with the highest median among those whose name begins with ``kind``."""
     of_kind = [name for name in rates if name.startswith(kind)]
     return max(of_kind, key=lambda name: median(rates[name]))

@@ -18,16 +18,16 @@ from bench.rounds import Steps
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 
 Draw = Callable[[], NDArray[Any]]
-"""Returns one action per environment."""
+"""Function that returns one action per environment."""
 
 
 def random_actions(space: spaces.Space[Any], num_envs: int, ahead: int = 0) -> Draw:
     """Return a function that draws random actions.
 
     Args:
-        space: Of one action, discrete or a box.
+        space: Action space of one environment, discrete or a box.
         num_envs: n.
-        ahead: Draw so many batches now and use them in turn; 0 draws in every call.
+        ahead: Number of batches to draw now and use in turn; 0 draws in every call.
     """
     rng = np.random.Generator(np.random.SFC64(0))
 
@@ -43,7 +43,7 @@ def random_actions(space: spaces.Space[Any], num_envs: int, ahead: int = 0) -> D
 
 
 def single(env: gymnasium.Env[Any, Any], ahead: int = 0, limit: int | None = None) -> Steps:
-    """Step one environment; ``limit`` is the length of an episode that its wrapper would end."""
+    """Step one environment; ``limit`` truncates its episodes as a ``TimeLimit`` would."""
     env.reset(seed=0)
     draw, age = random_actions(env.action_space, 1, ahead), 0
 
@@ -60,7 +60,7 @@ def single(env: gymnasium.Env[Any, Any], ahead: int = 0, limit: int | None = Non
 
 
 def vector(env: VectorEnv[Any, Any, Any]) -> Steps:
-    """Step a vector environment of gymnasium."""
+    """Step a gymnasium vector environment."""
     draw = random_actions(env.single_action_space, env.num_envs)
     env.reset(seed=0)
 
@@ -96,14 +96,14 @@ def has_envpool(name: str) -> bool:
 
 
 def envpool(name: str, num_envs: int, batch_size: int, threads: int, ahead: int = 0) -> Steps:
-    """Step EnvPool; fewer than all environments in a batch are answered as they are ready.
+    """Step EnvPool; a batch below ``num_envs`` returns the environments that are ready first.
 
     A step that it spends on a reset is not counted.
     """
     import envpool as package
 
     with warnings.catch_warnings():
-        # Of its own spaces, whose bounds lose precision.
+        # EnvPool's warnings about its own spaces, whose bounds lose precision.
         warnings.simplefilter("ignore")
         env = package.make_gymnasium(
             name, num_envs=num_envs, batch_size=batch_size, num_threads=threads, seed=0

@@ -1,4 +1,4 @@
-"""Results as Markdown."""
+"""Markdown tables of results."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bench.rounds import Rates, ratio
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table whose first column is text and whose others are numbers."""
+    """Return a table whose first column is text and whose other columns are numbers."""
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def pivot(rows: Sequence[Row], down: str, across: str, cell: Callable[[Row], str]) -> str:
-    """Return a table with a line per value of one key and a column per value of another.
+    """Return a table with a row per value of one key and a column per value of another.
 
     Args:
-        rows: One per cell at most.
-        down: Key of the lines.
+        rows: Rows of results, at most one per cell.
+        down: Key of the table's rows.
         across: Key of the columns.
-        cell: Returns what is shown of a row.
+        cell: Function that formats a row of results.
     """
     columns, by_key = distinct(rows, across), {(row[down], row[across]): row for row in rows}
     lines = []
@@ -45,7 +45,7 @@ def rates_table(rates: Rates, others: Mapping[str, str]) -> str:
 
 
 def origin(found: Mapping[str, Any]) -> str:
-    """Return in a sentence by which command, when and where it was measured."""
+    """Return a sentence with the command, date and machine of the measurement."""
     used, kept = found["machine"], found["versions"]
     gpu = f", {used['gpu']}" if used["gpu"] else ""
     packages = ", ".join(f"{package} {version}" for package, version in kept.items())

@@ -20,7 +20,7 @@ _SAME_STEP = AutoresetMode.SAME_STEP
 
 
 def make_one(env_id: str) -> gymnasium.Env[Any, Any]:
-    """Build one environment as its users do."""
+    """Build one environment with the usual wrappers."""
     if env_id.startswith("ALE/"):
         return _atari(env_id)
     if env_id not in gymnasium.registry:
@@ -29,7 +29,7 @@ def make_one(env_id: str) -> gymnasium.Env[Any, Any]:
 
 
 def _atari(env_id: str) -> gymnasium.Env[Any, Any]:
-    """Build a game with the standard preprocessing, of gymnasium's own wrappers."""
+    """Build an Atari game with the standard preprocessing by gymnasium's wrappers."""
     import ale_py
     from gymnasium import wrappers
 
@@ -42,7 +42,7 @@ def _atari(env_id: str) -> gymnasium.Env[Any, Any]:
 
 
 class Sequential:
-    """The loop that everybody writes first."""
+    """Plain loop over the environments."""
 
     def __init__(self, env_id: str, num_envs: int) -> None:
         self._envs = [make_one(env_id) for _ in range(num_envs)]
@@ -52,7 +52,7 @@ class Sequential:
         return np.stack([env.reset(seed=seed + index)[0] for index, env in enumerate(self._envs)])
 
     def step(self, actions: Any) -> Any:
-        """Step one after the other."""
+        """Step the environments one after the other."""
         seen, rewards, ends = [], [], []
         for env, action in zip(self._envs, actions, strict=True):
             observation, reward, terminated, truncated, _ = env.step(action)
@@ -64,7 +64,7 @@ class Sequential:
         return np.stack(seen), np.array(rewards), np.array(ends)
 
     def close(self) -> None:
-        """Close them."""
+        """Close the environments."""
         for env in self._envs:
             env.close()
 
@@ -95,11 +95,11 @@ METHODS: dict[str, Callable[[str, int], Any]] = {
         for backend in ("serial", "threads", "processes", "native", "auto")
     },
 }
-"""Each builds n environments that can be reset, stepped and closed."""
+"""Functions that build n environments with ``reset``, ``step`` and ``close``, by method."""
 
 
 def measure(env_id: str, method: str, num_envs: int, seconds: float) -> dict[str, Any]:
-    """Return the seconds that building, a reset and a step of all take, and the backend if any.
+    """Return the seconds to build, reset and step all environments, and the backend if any.
 
     A warm-up of a fifth of ``seconds`` comes before the steps that are measured.
 

@@ -1,4 +1,4 @@
-"""What a method is: fastrl's own sampler, and the loop that all peers have in common."""
+"""Base class of methods, fastrl's own sampler, and the loop that all peers share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Method(ABC):
     Attributes:
         name: Its name on the command line and in the JSON file.
         label: Its name in tables and plots.
-        settings: What its speed depends on; plain JSON types.
+        settings: Settings that its speed depends on; plain JSON types.
     """
 
     name: str
@@ -41,20 +41,20 @@ class Method(ABC):
         """Sample for at least ``seconds``; return the environment steps made in this call."""
 
     def rest(self) -> None:  # noqa: B027
-        """Return once no core is busy with this method."""
+        """Wait until no core is busy with this method."""
 
     @abstractmethod
     def close(self) -> None:
-        """End every process and thread of it; safe to call twice."""
+        """End all of its processes and threads; safe to call twice."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a peer's speed depends on.
+    """Settings that a peer's speed depends on.
 
     Attributes:
         num_envs: Environments stepped together.
-        batch_size: Environments answered together, where that is not all of them.
+        batch_size: Environments of a batch, if not all of them.
         torch_threads: Threads of the policy.
     """
 
@@ -64,10 +64,10 @@ class Settings:
 
 
 class Peer(Method):
-    """Base of everything that fastrl is compared with: one loop of policy and step, here."""
+    """Base class of the compared libraries, with the loop of policy and step."""
 
     requires = "gymnasium"
-    """Module without which it cannot be measured."""
+    """Module that must be installed to measure it."""
 
     _env: Any = None
     _observation: Any = None
@@ -79,9 +79,10 @@ class Peer(Method):
 
     @classmethod
     def to_try(cls, task: Task, sizes: tuple[int, ...]) -> list[Settings]:
-        """Return the settings among which its best are searched.
+        """Return the settings to scan for the best ones.
 
-        ``sizes`` are the numbers of environments that the user asked for; empty for its own.
+        ``sizes`` are the numbers of environments that the user asked for; empty for the default
+        ones.
         """
         return [Settings(size) for size in sizes or cls.sizes(task)]
 
@@ -130,7 +131,7 @@ class Peer(Method):
 
     @abstractmethod
     def _step(self) -> int:
-        """Infer, step every environment; return how many steps that were."""
+        """Infer and step every environment; return the number of steps."""
 
     def _shut(self) -> None:
         """Close the environments; worker processes are gone already."""

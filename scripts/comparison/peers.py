@@ -1,4 +1,4 @@
-"""Everything that fastrl is compared with: one small class each."""
+"""The libraries that fastrl is compared with: one small class each."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _FRAMES = {"stack_num": 1, "frame_skip": 4, "noop_max": 30}
 
 
 class SingleEnv(Peer):
-    """One environment, the policy at batch 1: the loop of a textbook."""
+    """One environment and the policy at batch 1, as in textbooks."""
 
     name, label = "single-env", "single env"
 
     @classmethod
     def to_try(cls, task: Task, sizes: tuple[int, ...]) -> list[Settings]:
-        """Return the only settings there are."""
+        """Return the only possible settings."""
         return [Settings()]
 
     def _open(self) -> None:
@@ -116,13 +116,13 @@ class GymnasiumAsync(GymnasiumVector):
 
 
 class GymnasiumNative(GymnasiumVector):
-    """The batched environment that gymnasium has registered under the id, such as CartPole's."""
+    """Batched environment that gymnasium has registered under the id, such as CartPole's."""
 
     name, label = "gymnasium-native", "gymnasium batched env"
 
     @classmethod
     def sizes(cls, task: Task) -> tuple[int, ...]:
-        """Return large numbers: a step is a few array operations, however many they are."""
+        """Return large numbers: a step is a few array operations for any number."""
         return (64, 256, 1024, 4096, 16384)
 
     def _build(self) -> Any:
@@ -181,7 +181,7 @@ class SB3Subproc(SB3Vector):
 
 
 class EnvPoolSync(Peer):
-    """EnvPool's environment of the same name, all of them answered in every step."""
+    """EnvPool's environment of the same name; every step returns all environments."""
 
     name, label, requires = "envpool-sync", "EnvPool, sync", "envpool"
 
@@ -195,7 +195,7 @@ class EnvPoolSync(Peer):
     def _open(self) -> None:
         envpool = importlib.import_module(self.requires)
         env, game = self.task.config.env, same_game(self.task.config.env)
-        # Of the same name as gymnasium's, which fastrl's own carry behind theirs.
+        # EnvPool uses gymnasium's name, which fastrl's own ids end in.
         name = game[0] if game else self.task.factory.name.removeprefix(NAMESPACE)
         if name not in envpool.list_all_envs():
             raise EnvError(f"EnvPool has no environment '{name}'")
@@ -205,7 +205,7 @@ class EnvPoolSync(Peer):
         limit = {"max_episode_steps": env.max_episode_steps} if env.max_episode_steps else {}
         batch = {"batch_size": self.chosen.batch_size} if self.chosen.batch_size else {}
         with warnings.catch_warnings():
-            # Of its own spaces, whose bounds lose precision.
+            # EnvPool's warnings about its own spaces, whose bounds lose precision.
             warnings.simplefilter("ignore")
             self._env = envpool.make_gymnasium(
                 name,
@@ -242,12 +242,12 @@ class EnvPoolSync(Peer):
     def _step(self) -> int:
         actions = self._act(self._observation)
         self._observation, _, _, _, info = self._env.step(actions)
-        # After an end it spends a step on the reset, and says so by 0.
+        # After an episode's end it spends a step on the reset; its elapsed step is 0 then.
         return int(np.count_nonzero(info["elapsed_step"]))
 
 
 class EnvPoolAsync(EnvPoolSync):
-    """EnvPool, answering whichever environments are ready first."""
+    """EnvPool in asynchronous mode: a step returns the environments that are ready first."""
 
     name, label = "envpool-async", "EnvPool, async"
 
@@ -266,7 +266,7 @@ class EnvPoolAsync(EnvPoolSync):
         self._env.async_reset()
 
     def run(self, seconds: float) -> int:
-        """Step for ``seconds``; what was stepped before this call is not counted."""
+        """Step for ``seconds``; steps that were started before this call do not count."""
         end = time.perf_counter() + seconds
         if not self._held:
             for _ in range(self._batches):
@@ -277,7 +277,7 @@ class EnvPoolAsync(EnvPoolSync):
         return super().run(end - time.perf_counter())
 
     def rest(self) -> None:
-        """Wait for all steps that were begun; they are answered when it runs again."""
+        """Wait for all started steps; the next `run` receives them."""
         while len(self._held) < self._batches:
             observation, _, _, _, info = self._env.recv()
             self._held.append((observation, info["env_id"]))
@@ -327,7 +327,7 @@ def _builders(peer: Peer) -> list[Callable[[], gymnasium.Env[Any, Any]]]:
 
 
 def _divisor(size: int, most: int) -> int:
-    """Return the largest divisor of a size that is at most so large."""
+    """Return the largest divisor of ``size`` that is at most ``most``."""
     return next(d for d in range(most, 0, -1) if size % d == 0)
 
 
@@ -355,4 +355,4 @@ PEERS: dict[str, type[Peer]] = {
         EnvPoolAsync,
     )
 }
-"""Everything that fastrl is compared with, by name."""
+"""All compared libraries by name."""

@@ -1,4 +1,4 @@
-"""A comparison as a picture, drawn from the JSON that holds its figures."""
+"""Plot of a comparison, drawn from its JSON file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_points(axes: Axes, ranked: Sequence[Row]) -> None:
-    """Draw the points, what they are at the left, and their figures in a column at the right."""
+    """Draw the points, their labels at the left and their numbers in a column at the right."""
     medians = [row["fps_median"] for row in ranked]
     spread = [
         [row["fps_median"] - row["fps_min"] for row in ranked],
@@ -70,7 +70,7 @@ def _draw_points(axes: Axes, ranked: Sequence[Row]) -> None:
 
 
 def _draw_limit(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Draw the line that no sampler of this environment can pass, where it was measured."""
+    """Draw the limit of any sampler of this environment, if it was measured."""
     limit = found["limit_fps"]
     if limit is None:
         return

@@ -1,6 +1,6 @@
-"""What a comparison found: ratios of its rows, and a Markdown table; `picture` draws it.
+"""Results of a comparison: ratios of its rows and a Markdown table; `picture` draws them.
 
-A row is a method at its best settings; `bench.results` says what rows hold.
+A row is a method at its best settings, in the format of `bench.results`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ VECTOR_ENVS = ("gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc")
 """Vector environments that run any Python environment, as fastrl does."""
 
 COMPILED = ("gymnasium-native", "envpool-sync", "envpool-async")
-"""Peers with an environment of their own, to which the limit of the Python one does not apply."""
+"""Libraries with their own environments, to which the limit of the Python one does not apply."""
 
 PEER_PACKAGES = ("stable-baselines3", "envpool")
 _SHORT = {"envs_per_worker": "n", "num_env_workers": "N", "num_model_workers": "M"}
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Return settings in a few words; a single thread goes without saying."""
+    """Format settings in a few words; a single thread is not mentioned."""
     shown = {k: v for k, v in settings.items() if (k, v) != ("torch_threads", 1)}
     return ", ".join(f"{_SHORT.get(key, key)}={value}" for key, value in shown.items())
 
@@ -36,7 +36,7 @@ def best_vector_env(rows: Sequence[Row]) -> str | None:
 
 
 def ratios(rows: Sequence[Row], limits: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Return how many times each peer's throughput fastrl reaches; of the limit, its share.
+    """Return the ratios of fastrl's throughput to each other one and to the limit.
 
     Args:
         rows: One per method.
@@ -76,7 +76,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def footer(found: Mapping[str, Any]) -> str:
-    """Return in a line where, how and when a file was measured."""
+    """Return one line with the machine, policy, rounds and date of a file."""
     used = found["machine"]
     rounds = max((len(row["fps"]) for row in found["results"]), default=0)
     return (

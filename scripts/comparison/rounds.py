@@ -1,4 +1,4 @@
-"""Finds each method's best settings, then measures all methods in turn."""
+"""Find each method's best settings, then measure all methods in turn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = {name: peer.label for name, peer in PEERS.items()} | {
     _PYTHON: "fastrl, Python env",
     **dict(zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)),
 }
-"""What every method is called in tables, by name."""
+"""Labels of the methods in tables, by name."""
 
 _SETTLE_S = 0.1
 _LIMIT = "limit"
@@ -36,12 +36,12 @@ _LIMIT = "limit"
 
 @dataclass(frozen=True)
 class Options:
-    """How to compare.
+    """Options of a comparison.
 
     Attributes:
-        methods: Names of what is measured.
-        sizes: Numbers of environments that each peer is tried with; empty for their own.
-        grid: Topologies among which fastrl's best is searched; empty for a small grid.
+        methods: Names of the methods to measure.
+        sizes: Numbers of environments to try for each peer; empty for the default ones.
+        grid: Topologies to try for fastrl; empty for a small grid.
         seconds: Length of a window.
         repeats: Number of rounds.
         scan_s: Length of a window of the scan, and of the warm-up before each round.
@@ -61,8 +61,8 @@ def compare(task: Task, options: Options) -> Found:
     """Find each method's best settings, then measure all methods in turn, round by round.
 
     Returns:
-        The content of a file, without its circumstances: ``results``, a row per method, ``ratios``
-        to the others, ``limits`` of each round, empty where they were not measured, ``scan``, the
+        The content of a file, without date and machine: ``results``, a row per method, ``ratios``
+        to the others, ``limits`` of each round, empty if they were not measured, ``scan``, the
         quick windows, and ``skipped``, why a method is missing, by name.
 
     Raises:
@@ -119,7 +119,7 @@ def compare(task: Task, options: Options) -> Found:
 def best_settings(name: str, task: Task, options: Options, scan: list[dict[str, Any]]) -> Method:
     """Return a method at the settings that were fastest in a quick window.
 
-    What was measured is appended to ``scan``.
+    The measurements are appended to ``scan``.
 
     Raises:
         ModuleNotFoundError: The method's package is not installed.
@@ -147,7 +147,7 @@ def best_settings(name: str, task: Task, options: Options, scan: list[dict[str, 
 
 
 def candidates(name: str, task: Task, options: Options) -> list[Method]:
-    """Return a method at every setting that the scan tries, none of them started.
+    """Return a method for every setting that the scan tries, none of them started.
 
     Raises:
         ModuleNotFoundError: The method's package is not installed.
@@ -162,12 +162,12 @@ def candidates(name: str, task: Task, options: Options) -> list[Method]:
     peer = PEERS[name]
     if importlib.util.find_spec(peer.requires) is None:
         raise ModuleNotFoundError(f"{peer.requires} is not installed; see the extra 'compare'")
-    tries: Any = peer  # each takes what its own `to_try` gives
+    tries: Any = peer  # each class takes the settings of its own `to_try`
     return [tries(task, settings) for settings in tries.to_try(task, options.sizes)]
 
 
 def default_grid(task: Task) -> list[Topology]:
-    """Return the topologies that are tried where the user names none: one env worker per core."""
+    """Return the topologies to try by default: one env worker per core."""
     cores = task.cores
     alone = (4, 8, 16) if task.is_slow else (8, 16, 32, 64, 128)
     served = (8,) if task.is_slow else (32, 128)
@@ -180,7 +180,7 @@ def measure_rounds(
 ) -> tuple[dict[str, list[float]], list[Limit]]:
     """Measure every method once per round, in a random order.
 
-    All of them stay alive from the first round to the last; those whose turn it is not are
+    All of them stay alive from the first round to the last; the others are
     blocked and cost no time.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What every method samples, and the policy with which the peers do."""
+"""The environment that every method samples, and the policy of the compared libraries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLOW_STEP_S = 2e-4
 
 @dataclass(frozen=True)
 class Task:
-    """What is sampled, the same for every method.
+    """Environment and network that every method samples.
 
     Attributes:
         config: The configuration; its sampler is fastrl's default.
@@ -51,7 +51,7 @@ class Task:
         return cls(config, make_plan(config), factory, usable_cores())
 
     def of_the_original(self) -> Task:
-        """Return the same task with the Python environment that a native one equals.
+        """Return the task with the Python environment that a native one reimplements.
 
         Raises:
             EnvError: The environment is not one of fastrl's own.
@@ -64,12 +64,12 @@ class Task:
 
     @property
     def policy(self) -> str:
-        """The network in a few words."""
+        """Description of the network in a few words."""
         return network_name(self.config.model, self.plan.env_spec)
 
     @cached_property
     def is_slow(self) -> bool:
-        """Whether a step is so expensive that many environments per process gain nothing."""
+        """Whether a step is too expensive to gain from many environments per process."""
         try:
             env = self.factory.single()
         except EnvError:  # there are only batched ones
@@ -86,7 +86,7 @@ class Task:
 
 
 class Policy:
-    """The network of the task, asked for actions as a training loop would ask."""
+    """The network of the task, called as in a training loop."""
 
     def __init__(self, task: Task) -> None:
         plan = task.plan
@@ -100,7 +100,7 @@ class Policy:
         self._generator = torch.Generator(self._device).manual_seed(plan.seed)
 
     def act(self, observation: Any, *, single: bool = False) -> Rows:
-        """Return sampled actions per leaf ``[n, *shape]`` for n observations, or for a single one.
+        """Return sampled actions per leaf ``[n, *shape]`` for n observations, or for one.
 
         The log-probability and the value are computed as well.
         """
@@ -114,7 +114,7 @@ class Policy:
         return tuple(leaf.cpu().numpy() for leaf in action.values())
 
     def _tensors(self, observation: Any) -> dict[str, torch.Tensor]:
-        """Return the leaves of observations in the dtypes of the shared table."""
+        """Return the leaves of observations in the dtypes of the rollout."""
         values = flatten(self._space, observation)
         return {
             path: torch.from_numpy(np.asarray(value, dtype)).to(self._device)

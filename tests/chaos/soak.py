@@ -33,13 +33,13 @@ PARTS = 10
 
 @dataclass
 class Soak:
-    """What each process held, look by look.
+    """Memory, descriptors and threads of each process over time.
 
     Attributes:
-        processes: Those that are looked at, by name.
-        series: Their looks.
-        frames: Environment steps made meanwhile.
-        seconds: How long it took.
+        processes: Watched processes by name.
+        series: Measurements of each process.
+        frames: Environment steps in this time.
+        seconds: Duration in seconds.
     """
 
     processes: dict[str, psutil.Process]
@@ -48,7 +48,7 @@ class Soak:
     seconds: float = 0.0
 
     def look(self) -> None:
-        """Note what every process holds now."""
+        """Measure every process."""
         for name, process in self.processes.items():
             with process.oneshot():
                 held = {
@@ -60,7 +60,7 @@ class Soak:
 
 
 def main() -> int:
-    """Run, print one line per process, write the JSON; 1 if anything grew."""
+    """Run, print one line per process and write the JSON file; return 1 if anything grew."""
     parser = Parser(__doc__, prog="soak")
     parser.add_argument("--env", default="CartPole-v1", help="to sample from")
     parser.add_argument("--train", type=Path, metavar="CONFIG", help="train instead of sampling")
@@ -127,8 +127,8 @@ def sample(args: argparse.Namespace) -> Soak:
 
 
 def train(args: argparse.Namespace) -> Soak:
-    """Look at ``fastrl train`` and all of its processes from outside."""
-    load_config(args.train, args.overrides)  # what is wrong with it is told before anything starts
+    """Watch ``fastrl train`` and all of its processes from outside."""
+    load_config(args.train, args.overrides)  # reports errors before anything starts
     with tempfile.TemporaryDirectory() as directory, training(args, Path(directory)) as trainer:
         run = Path(directory) / "run"
         time.sleep(args.warm_up)
@@ -145,7 +145,7 @@ def train(args: argparse.Namespace) -> Soak:
 
 @contextmanager
 def training(args: argparse.Namespace, directory: Path) -> Iterator[psutil.Process]:
-    """Train without an end, and stop it as Ctrl-C does."""
+    """Train without a limit, and stop as Ctrl-C does."""
     overrides = [f"run_dir={directory / 'run'}", "total_steps=1e12", *args.overrides]
     with (directory / "output").open("w") as output:
         command = [sys.executable, "-m", "fastrl", "train", str(args.train), *overrides]

@@ -12,7 +12,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 @pytest.fixture(scope="session")
 def raylets():
-    """`Raylets` of which the first has no cores: it is that of the driver."""
+    """`Raylets` of which the first, the driver's, has no cores."""
     from tests.cluster.raylets import Raylets
 
     with Raylets() as made:
@@ -21,5 +21,5 @@ def raylets():
 
 @pytest.fixture(scope="module")
 def nodes(raylets):
-    """Two raylets of two cores: all those that sample."""
+    """Two raylets of two cores, on which all workers run."""
     return raylets.two()

@@ -1,4 +1,4 @@
-"""Follows the slots of a cluster of counting environments from rollout to rollout."""
+"""Checks the slots of counting environments on a cluster from rollout to rollout."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tests.counting_env import length_of, reward_of
 
 
 class Ledger:
-    """Rejects transitions that do not follow from those before.
+    """Rejects transitions that do not follow from the previous ones.
 
     Observations are those of `tests.counting_env` of the kind ``vector``.
 
     Attributes:
-        begun: How often a slot began anew between two rollouts, after its first time.
-        cut: How often one did within a rollout.
+        begun: Number of restarts of a slot between two rollouts.
+        cut: Number of restarts within a rollout.
 
     Args:
-        length: Of episodes; see `CountingEnv`, which is ``uneven``.
+        length: Length of episodes; see `CountingEnv`, which is ``uneven``.
     """
 
     def __init__(self, length: int = 5) -> None:
@@ -54,7 +54,7 @@ class Ledger:
             over = step + 1 >= length_of(tag, episode, self._length, uneven=True)
             total, length = self._sums[slot]
             reward = float(rollout.reward[t, column])
-            # Of many thousand episodes float32 holds no longer every number.
+            # float32 does not represent every number of many thousand episodes.
             expected = float(np.float32(reward_of(episode, step + 1)))
             assert reward == expected, (slot, t, reward, expected, before.tolist(), after.tolist())
             self._sums[slot] = total + reward, length + 1

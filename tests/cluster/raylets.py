@@ -1,4 +1,4 @@
-"""Raylets on this machine, which stand for the machines of a cluster."""
+"""Raylets on this machine that represent the machines of a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEALTH_CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshol
 
 
 class Raylets:
-    """A head without cores, and raylets that come and go.
+    """A head without cores, and raylets that can be added and killed.
 
     Attributes:
         nodes: The raylets with cores.
@@ -48,7 +48,7 @@ class Raylets:
 
     @property
     def address(self) -> str:
-        """For ``cluster.address``."""
+        """Address for ``cluster.address``."""
         return str(self._cluster.address)
 
     def add(self, cores: int = 2, store_mib: int = 100) -> Any:
@@ -59,12 +59,12 @@ class Raylets:
         return node
 
     def remove(self, node: Any) -> None:
-        """Kill a raylet; one that is frozen as well."""
+        """Kill a raylet, even a frozen one."""
         self._cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
 
     def two(self) -> list[Any]:
-        """Start and kill raylets until there are two, as Ray knows; return `nodes`."""
+        """Start and kill raylets until Ray knows two; return `nodes`."""
         for node in self.nodes[2:]:
             self.remove(node)
         while len(self.nodes) < 2:
@@ -80,7 +80,7 @@ def raylet(node: Any) -> psutil.Process:
 
 
 def actor(node: Any, name: str = "NodeSampler") -> psutil.Process:
-    """Return the process of the actor of a node, which must be there within a while."""
+    """Wait for the actor of a node and return its process."""
     found: list[psutil.Process] = []
 
     def look() -> bool:
@@ -95,7 +95,7 @@ def actor(node: Any, name: str = "NodeSampler") -> psutil.Process:
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     until_s = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until_s, "it never happened"
@@ -103,10 +103,10 @@ def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 def freeze(process: psutil.Process) -> None:
-    """Stop a process until `thaw`."""
+    """Stop a process with SIGSTOP until `thaw`."""
     os.kill(process.pid, signal.SIGSTOP)
 
 
 def thaw(process: psutil.Process) -> None:
-    """Let it run on."""
+    """Continue a stopped process."""
     os.kill(process.pid, signal.SIGCONT)

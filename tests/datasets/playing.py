@@ -11,50 +11,50 @@ COUNTING = "tests.counting_env:make"
 
 
 def by_place(observation):
-    """An action that follows from the observation ``vector``."""
+    """Return the action that follows from the observation ``vector``."""
     return int(observation[0] + 3 * observation[2]) % 5
 
 
 def by_pixels(observation):
-    """The same for boxes, of images."""
+    """Return a box action for an image."""
     place = decode("image", (observation,))
     return np.float32([place.step % 5 / 4 - 0.5, place.tag % 3 / 2 + 0.1])
 
 
 def by_keys(observation):
-    """The same for nested actions, of nested observations."""
+    """Return a nested action for a nested observation."""
     step = int(observation["when"][0])
     return {"move": np.float32([0.25, step % 4 / 4]), "key": 2 + step % 4}
 
 
 def by_parts(observation):
-    """The same for nested actions, of pairs."""
+    """Return a nested action for a pair."""
     step = int(observation[1][0])
     return {"move": np.float32([0.25, step % 4 / 4]), "key": 2 + step % 4}
 
 
 def first_invalid(observation):
-    """The first action that the mask forbids, or the first of all."""
+    """Return the first action that the mask forbids, or the first of all."""
     return 3 + int(np.argmin(observation["action_mask"]))
 
 
 def first_valid(observation):
-    """The first action that the mask allows."""
+    """Return the first action that the mask allows."""
     return 3 + int(np.flatnonzero(observation["action_mask"])[0])
 
 
 def wrong(observation):
-    """No action."""
+    """Return None instead of an action."""
     return "left"
 
 
 def not_finite(observation):
-    """Not a number."""
+    """Return NaN."""
     return float("nan")
 
 
 def raising(observation):
-    """Reads an element that does not exist."""
+    """Read an element that does not exist."""
     return observation[99]
 
 

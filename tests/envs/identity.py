@@ -1,4 +1,4 @@
-"""Prove that the native environments are the originals, over many states, and write it down.
+"""Compare the native environments with the originals over many states, and write a report.
 
 python -m tests.envs.identity mujoco   # 100 states x 1,000 steps of each robot, resets included
 python -m tests.envs.identity crafter  # seven kinds of players, 30 seeds x 2,000 steps each
@@ -61,7 +61,7 @@ Part = tuple[str, Callable[[], dict[str, Any]]]
 
 
 def main() -> None:
-    """Run what has not been run, part by part."""
+    """Run the missing parts one by one."""
     args = _options()
     path = args.json or ROOT / "results" / f"identity_{args.what}.json"
     parts = list(PARTS[args.what](args))
@@ -74,7 +74,7 @@ def main() -> None:
             return
         start = time.perf_counter()
         found = {**measure(), "wall_s": round(time.perf_counter() - start, 1)}
-        # Read again: another process may have come from the other end.
+        # Read again: another process may have added parts.
         report = _report(path, args)
         report["parts"][name] = found
         report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -104,7 +104,7 @@ def _options() -> argparse.Namespace:
 
 
 def _report(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the report so far, or an empty one where it is of something else."""
+    """Return the report so far, or an empty one if it is of other versions."""
     asked = ["RUN" if each == str(args.policy) else each for each in sys.argv[1:]]
     command = shlex.join(["python", "-m", "tests.envs.identity", *asked])
     same = {
@@ -157,7 +157,7 @@ def _robot(name: str, states: int, steps: int) -> dict[str, Any]:
 
 
 def _reset_p_value(name: str) -> float:
-    """Return how likely resets of both sides, of different seeds, differ as much by chance."""
+    """Return the p-value of a difference between the resets of both sides, with different seeds."""
     env = build(name, RESETS)
     ours = np.zeros((RESETS, env.spec.observation_space.shape[0]))
     env.reset(range(10_000, 10_000 + RESETS), (ours,))

@@ -1,4 +1,4 @@
-"""Environments as they were written for old gym, in each of its protocols.
+"""Environments in each protocol of old gym.
 
 Their observation is ``[first, step]``, where ``first`` is drawn at every reset.
 """
@@ -12,7 +12,7 @@ LENGTH = 12
 
 
 class Gym26(gym.Env):
-    """Gym 0.26, whose ``reset`` passes all arguments on."""
+    """Environment of gym 0.26 whose ``reset`` passes all arguments on."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -45,7 +45,7 @@ class Gym26(gym.Env):
 
 
 class Named26(Gym26):
-    """The same with ``reset`` as gym documents it."""
+    """Environment of gym 0.26 with ``reset`` as documented."""
 
     def reset(self, *, seed=None, options=None):
         gym.Env.reset(self, seed=seed)
@@ -53,14 +53,14 @@ class Named26(Gym26):
 
 
 class Bare26(Gym26):
-    """One whose ``reset`` takes nothing: only its random stream can be seeded."""
+    """Environment whose ``reset`` takes no arguments: only its random stream can be seeded."""
 
     def reset(self):
         return self._begin(), {}
 
 
 class Strict26(Bare26):
-    """One whose ``reset`` seems to take everything, and takes no seed."""
+    """Environment whose ``reset`` has ``**kwargs`` but rejects a seed."""
 
     def reset(self, **kwargs):
         return self._build(**kwargs)
@@ -70,7 +70,7 @@ class Strict26(Bare26):
 
 
 class Gym21:
-    """Gym 0.21: four values, one from ``reset``, a method ``seed``, ``render(mode)``."""
+    """Environment of gym 0.21: four values, one from ``reset``, ``seed()`` and ``render(mode)``."""
 
     metadata = {  # noqa: RUF012
         "render.modes": ["human", "rgb_array"],
@@ -101,18 +101,18 @@ class Gym21:
 
 
 class Gym21Env(Gym21, gym.Env):
-    """The same beneath gym 0.26's own class."""
+    """Environment of gym 0.21 as a subclass of gym 0.26's class."""
 
 
 class Gym21Keywords(Gym21):
-    """The same, as written for subclasses: ``reset`` takes anything and looks at nothing."""
+    """Environment of gym 0.21 whose ``reset`` accepts and ignores any arguments."""
 
     def reset(self, **kwargs):
         return self._begin()
 
 
 class Gym21Limited(Gym21):
-    """The same as gym 0.21's own time limit would end it."""
+    """Environment of gym 0.21 truncated as by the time limit of gym 0.21."""
 
     def step(self, action):
         observation, reward, done, info = super().step(action)
@@ -120,7 +120,7 @@ class Gym21Limited(Gym21):
 
 
 class SeedlessWrapper(gym.Wrapper):
-    """A wrapper whose ``reset`` hands nothing on."""
+    """Wrapper whose ``reset`` passes no arguments on."""
 
     def reset(self):
         return self.env.reset()

@@ -1,4 +1,4 @@
-"""Runs batched environments and their oracles, and keeps all that they said."""
+"""Run batched environments and their references, and record their outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POISON = 77
 
 @dataclass
 class Stream:
-    """What n environments said: one entry per step in every list, observations one more."""
+    """Outputs of n environments: one entry per step in every list, and one more observation."""
 
     observations: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     rewards: list[np.ndarray] = field(default_factory=list)
@@ -33,14 +33,14 @@ class Stream:
 
 
 def rows(specs: dict[str, TensorSpec], num_envs: int) -> tuple[np.ndarray, ...]:
-    """Return poisoned rows for every leaf."""
+    """Return rows of every leaf, filled with invalid values."""
     return tuple(
         np.full((num_envs, *spec.shape), POISON).astype(spec.numpy_dtype) for spec in specs.values()
     )
 
 
 def views(spec: EnvSpec, num_envs: int, action: tuple[np.ndarray, ...]) -> StepViews:
-    """Return poisoned views around ``action``."""
+    """Return views with ``action``, the other fields filled with invalid values."""
     return StepViews(
         action=action,
         observation=rows(spec.observation, num_envs),
@@ -52,7 +52,7 @@ def views(spec: EnvSpec, num_envs: int, action: tuple[np.ndarray, ...]) -> StepV
 
 
 def random_actions(spec: EnvSpec, num_envs: int, steps: int, seed: int = 0) -> list[tuple]:
-    """Return per step one array per action leaf, as a policy would sample them."""
+    """Return an array per step and action leaf, as a policy would sample it."""
     rng = np.random.default_rng(seed)
 
     def sample(leaf):
@@ -71,7 +71,7 @@ def random_actions(spec: EnvSpec, num_envs: int, steps: int, seed: int = 0) -> l
 
 
 def run(env: BatchedEnv, seeds: Sequence[int], actions: Sequence[tuple]) -> Stream:
-    """Step ``env`` through ``actions`` and check that it wrote what it must and no more."""
+    """Step ``env`` through ``actions`` and check that it wrote all of its fields and no others."""
     stream = Stream()
     first = rows(env.spec.observation, env.num_envs)
     env.reset(seeds, first)
@@ -102,13 +102,13 @@ def run_singly(
     seeds: Sequence[int],
     actions: Sequence[Sequence[Any]],
 ) -> Stream:
-    """The oracle: one environment after the other, stepped and reset as gymnasium documents.
+    """Run the reference: one environment after the other, as gymnasium documents.
 
     Args:
-        make: Builds an environment with its time limit.
-        spec: How observations are stored.
-        seeds: One per environment.
-        actions: Per step, one action per environment.
+        make: Function that builds an environment with its time limit.
+        spec: Spec of the environment.
+        seeds: Seed of each environment.
+        actions: One action per environment for each step.
     """
     stream = Stream()
     steps, num_envs = len(actions), len(seeds)

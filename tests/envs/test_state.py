@@ -244,7 +244,7 @@ def test_crafter_rejects_states_that_lead_out_of_its_arrays():
     for name, value in (("object_at", 10**6), ("chunk_order", -1), ("stream", 2**32 - 1)):
         state = unpack(pack(state_of(env)))
         state["worlds"][name][...] = value
-        with pytest.raises(StateError, match=f"'{name}' leaves"):
+        with pytest.raises(StateError, match=f"'{name}' is outside"):
             load_state(env, state)
 
 

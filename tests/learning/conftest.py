@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks are tiny here: on a busy machine threads wait for each other, 100 times as long."""
+    """Use one torch thread: threads of tiny networks are 100 times as slow on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Processes that play the ranks of a run, for several tests one after the other."""
+"""Processes that act as the ranks of a run, reused by several tests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fastrl.workers.processes import _context
 
 WITHIN_S = 120.0
 CONTEXT = _context()
-"""Starts processes by the fork server of workers, which has imported torch already."""
+"""Context whose fork server, that of workers, has imported torch already."""
 Crew = Callable[..., list[Any]]
-"""Called with the number of ranks, a function and its arguments; returns the result of each rank.
+"""Function of the number of ranks, a function and its arguments; returns each rank's result.
 
 The function is importable, and gets the `Ranks` before its arguments.
 """
@@ -26,7 +26,7 @@ The function is importable, and gets the `Ranks` before its arguments.
 
 @contextmanager
 def crew(most: int) -> Iterator[Crew]:
-    """Up to so many processes."""
+    """Run up to ``size`` processes."""
     with ProcessPoolExecutor(most, CONTEXT) as pool:
         yield partial(_on_ranks, pool)
 
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 def _on_ranks(pool: ProcessPoolExecutor, size: int, play: Callable[..., Any], *args: Any) -> Any:
     port = free_port()
-    # Each occupies a process until all are there, so every rank has a process of its own.
+    # Each rank occupies a process until all have started, so no two share one.
     jobs = [pool.submit(_as_rank, rank, size, port, play, args) for rank in range(size)]
     return [job.result(WITHIN_S) for job in jobs]
 
@@ -51,5 +51,5 @@ def _as_rank(rank: int, size: int, port: int, play: Callable[..., Any], args: An
 
 
 def alone(play: Callable[..., Any], *args: Any) -> Any:
-    """The result of a rank on its own."""
+    """Return the result of a single rank."""
     return play(Ranks(), *args)

@@ -37,7 +37,7 @@ def config_of(algorithm: Any, **model: Any) -> Config:
 def random_rollout(
     spec: EnvSpec, model: PolicyModel, steps: int = 16, slots: int = 3, seed: int = 0
 ) -> Rollout:
-    """Random observations and rewards, and what the model really does there.
+    """Return random observations and rewards, and the model's actual outputs for them.
 
     About a tenth of the steps terminate, and another tenth is truncated.
     """
@@ -73,7 +73,7 @@ def remembered_rollout(
     seed: int = 0,
     ends: float = 0.2,
 ) -> Rollout:
-    """What a policy with a memory does step by step, with its states every ``length`` steps.
+    """Return a rollout of a policy with a memory, with its states every ``length`` steps.
 
     A share ``ends`` of the steps ends an episode. The rollout begins in the middle of episodes.
     """
@@ -130,13 +130,14 @@ def one_step_rollout(
     reward_of: Callable[[Tensor, Tensor], Tensor],
     seed: int,
 ) -> Rollout:
-    """A task whose every episode is one step, with observations of random sign.
+    """Return a rollout of one-step episodes, with observations of random sign.
 
     Args:
-        spec: Of a single observation leaf and a single action leaf.
-        model: Acts.
-        reward_of: Maps the sign of the observation ``[T, B]`` and the action to the reward.
-        seed: Of observations and actions.
+        spec: Spec with a single observation leaf and a single action leaf.
+        model: Model that acts.
+        reward_of: Function of the observation's sign ``[T, B]`` and the action that returns the
+            reward.
+        seed: Seed of observations and actions.
     """
     rollout = random_rollout(spec, model, 16, 8, seed)
     sign = rollout.observation[..., 0].sign()

@@ -1,4 +1,4 @@
-"""Tasks of one step, on which a wrong sign anywhere shows at once."""
+"""Tasks of one step that reveal any wrong sign."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.learning.synthetic import CONTINUOUS, DISCRETE, config_of, one_step_r
 
 
 def _bandit(sign: Tensor, action: Tensor) -> Tensor:
-    """Arm 2 is right for every observation."""
+    """Task in which arm 2 is right for every observation."""
     return 2.0 * (action == 2) - 1
 
 
 def _match(sign: Tensor, action: Tensor) -> Tensor:
-    """Arm 0 is right where the observation is negative, arm 2 where it is positive."""
+    """Task in which arm 0 is right for negative observations and arm 2 for positive ones."""
     return sign * (action.float() - 1)
 
 
 def _push(sign: Tensor, action: Tensor) -> Tensor:
-    """The first number must have the sign of the observation."""
+    """Task in which the first number must have the sign of the observation."""
     return (sign * action[..., 0]).sign()
 
 

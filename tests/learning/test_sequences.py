@@ -450,7 +450,9 @@ def test_a_loss_that_forgets_the_state_is_reported():
 
     config = config_of(PPOConfig(minibatch_size=128), recurrent="gru", **SMALL)
     learner = build_learner(config, DISCRETE, algorithm=Forgetful(PPOConfig(minibatch_size=16)))
-    with pytest.raises(FastrlError, match=r"memory and needs a state: .*minibatch\.evaluate"):
+    with pytest.raises(
+        FastrlError, match=r"memory and needs the state of .*step; .*minibatch\.evaluate"
+    ):
         learner.update(remembered_rollout(DISCRETE, learner.model, 4))
 
 

@@ -108,7 +108,7 @@ def test_the_key_decides_for_one_leaf_or_for_all_of_as_many_axes():
     [
         ("SHWC", r"SHWC is for observations of 4 axes, got shapes \(64, 64, 3\)"),
         ({"camera": "HWC"}, "there is no observation 'camera' among 'eye'"),
-        ({"eye": "HW"}, r"HW does not fit the observation 'eye' of Box\(0, 255, \(64, 64, 3\)"),
+        ({"eye": "HW"}, r"HW does not match the observation 'eye' of Box\(0, 255, \(64, 64, 3\)"),
     ],
 )
 def test_a_key_that_does_not_fit_is_refused(wanted, message):
@@ -118,7 +118,7 @@ def test_a_key_that_does_not_fit_is_refused(wanted, message):
 
 
 def test_images_that_no_usual_convolution_fits_are_refused():
-    with pytest.raises(ConfigError, match="too small for the usual convolutions"):
+    with pytest.raises(ConfigError, match="too small for the default convolutions"):
         Body(image((5, 6, 3)), ModelConfig(image_layout="HWC"))
     config = ModelConfig(image_layout="HWC", conv_layers=[[4, 3, 1]])
     assert Body(image((5, 6, 3)), config).num_features == 512

@@ -113,7 +113,7 @@ def test_a_policy_with_a_memory_needs_a_state(kind):
         lambda: model.mode(at(observation, 0)),
         lambda: model.value(at(observation, 0)),
     ):
-        with pytest.raises(FastrlError, match="ActorCritic has a memory and needs a state"):
+        with pytest.raises(FastrlError, match="ActorCritic has a memory and needs the state of"):
             call()
 
 

@@ -1,4 +1,4 @@
-"""Environments and a policy whose every number says where it belongs.
+"""Environments and a policy whose every number encodes its place.
 
 An observation is (seed of the environment, episode, step within the episode, last action), all
 int64, so any transition that lands in the wrong slot, step or bank contradicts its neighbours.
@@ -30,17 +30,17 @@ ACTIONS = spaces.Discrete(5)
 
 
 def episode_length(seed, episode):
-    """Uneven: 1 to 13 steps."""
+    """Return the length of an episode: 1 to 13 steps."""
     return 1 + (seed * 7 + episode * 5) % 13
 
 
 def is_truncated(seed, episode):
-    """Whether the episode ends by its time limit."""
+    """Return whether the episode is truncated."""
     return (seed + episode) % 3 == 0
 
 
 def reward_of(seed, episode, step, action):
-    """Exact in float32, different for neighbouring slots, steps, episodes and actions."""
+    """Return a reward, exact in float32, that differs by slot, step, episode and action."""
     return (seed % 97) + 100 * (episode % 50) + 10_000 * step + 0.125 * action
 
 
@@ -82,11 +82,11 @@ class CountingEnvs:
             rows[2][index] = (self._state[index][..., 0] % 256)[..., None, None]
 
     def close(self):
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
 
 class CountingPolicy(nn.Module):
-    """Values are a function of the observation, log-probabilities name the weights."""
+    """Policy whose values follow from the observation and log-probabilities encode the weights."""
 
     def __init__(self, nested=False):
         super().__init__()
@@ -114,12 +114,12 @@ class CountingPolicy(nn.Module):
 
 
 def value_of(seed, episode, step):
-    """Exact in float32."""
+    """Return the value of a step, exact in float32."""
     return (seed % 97 + 100 * (episode % 50) + 10_000 * step) * 1.0
 
 
 def make_plan(topology: Topology, rollout_length: int, nested=False, **changes) -> SamplingPlan:
-    """A plan that counts."""
+    """Return a plan with counting environments."""
     plan = SamplingPlan(
         env_spec=EnvSpec("counting", NESTED if nested else NUMBERS, ACTIONS),
         topology=topology,
@@ -132,16 +132,16 @@ def make_plan(topology: Topology, rollout_length: int, nested=False, **changes) 
 
 
 def weights(name):
-    """Published parameters that every log-probability will name."""
+    """Return parameters that every log-probability will encode."""
     return {"name_of_weights": torch.tensor(float(name))}
 
 
 class Ledger:
-    """Follows every slot from rollout to rollout and rejects a step that does not follow.
+    """Checks every slot from rollout to rollout and rejects a step that does not follow.
 
     Attributes:
         cuts: Number of slots whose environment was replaced in the middle of a rollout.
-        lost: The same between two rollouts.
+        lost: Number of them that were replaced between two rollouts.
     """
 
     def __init__(self, plan: SamplingPlan, value_of=value_of):
@@ -161,8 +161,8 @@ class Ledger:
         """Check every number of a rollout that follows the last one checked.
 
         Args:
-            rollout: To check.
-            nested: Whether observations are.
+            rollout: Rollout to check.
+            nested: Whether observations are nested.
             faults: Whether env workers may have been replaced meanwhile.
         """
         observation = rollout.observation["numbers"] if nested else rollout.observation
@@ -197,7 +197,7 @@ class Ledger:
         return lost
 
     def _replace(self, slot, seed=None):
-        """Expect the first episode of the successor, which is the next one unless told otherwise.
+        """Expect the first episode of the replacement, by default the next one.
 
         Those that fail before they have made a step are never seen.
         """
@@ -241,20 +241,20 @@ class Ledger:
 
 
 def raise_error():
-    """What a broken environment does."""
+    """Fail like a broken environment."""
     raise RuntimeError("the simulator exploded")
 
 
 def kill():
-    """What the kernel does when memory runs out."""
+    """Fail as if the kernel killed it for lack of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def abort():
-    """What native code does."""
+    """Fail like native code."""
     os.abort()
 
 
 def hang():
-    """What a lost connection does."""
+    """Fail like a lost connection."""
     time.sleep(600)

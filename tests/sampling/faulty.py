@@ -1,4 +1,4 @@
-"""Workers that fail at chosen points of their work, each process at another one.
+"""Workers that fail at chosen points of their work, a different one in each process.
 
 What runs first in a worker is the plan's ``build_env`` or ``build_model``; from there the worker's
 own functions are replaced by ones that fail when they are called for the n-th time.
@@ -22,7 +22,7 @@ HANG = 3
 
 
 class Point(NamedTuple):
-    """Where a worker fails: at the ``number``-th call of what is named here.
+    """Point of failure: the ``number``-th call of a function.
 
     In ``step`` it fails when half of the environments have been stepped; ``before post`` is
     between what others are to see and the signal that tells them to look.
@@ -34,11 +34,11 @@ class Point(NamedTuple):
 
 
 class Failures:
-    """A list of points, of which each process takes the next one; then there are no more faults.
+    """List of points, of which each process takes the next one.
 
     Args:
-        directory: Where the processes count how many they are.
-        points: Where they fail.
+        directory: Directory in which the processes count themselves.
+        points: Points of failure.
     """
 
     def __init__(self, directory, points):
@@ -54,7 +54,7 @@ class Failures:
 
     @property
     def happened(self):
-        """How many points were taken."""
+        """Return the number of used points."""
         return min(self.started(), len(self._points))
 
     def started(self):
@@ -63,14 +63,14 @@ class Failures:
 
 
 class FaultyEnvs(CountingEnvs):
-    """Fails between two of its environments."""
+    """Batch that fails between two of its environments."""
 
     def __init__(self, num_envs, countdown, fault):
         super().__init__(num_envs)
         self._countdown, self._fault_here = countdown, fault
 
     def _write(self, rows, index):
-        # Of the rows that are written one by one, only ends of episodes are.
+        # Among the rows written one by one, only the ends of episodes count.
         if isinstance(index, int | np.integer) and next(self._countdown) == 0:
             self._fault_here()
         super()._write(rows, index)
@@ -84,7 +84,7 @@ def countdown(number):
 
 
 def failing(original, numbers, fault, before=False):
-    """Return a function that fails before or after it has done what ``original`` does."""
+    """Return a function that fails before or after ``original``."""
 
     def call(*args, **kwargs):
         fails = next(numbers) == 0
@@ -110,7 +110,7 @@ TARGETS = {
 
 
 def arm(point):
-    """Let this process fail at a point of its functions."""
+    """Make this process fail at a point."""
     owner, name, before = TARGETS[point.where]
     fault, numbers = FAULTS[point.fault], countdown(point.number)
     setattr(owner, name, failing(getattr(owner, name), numbers, fault, before))

@@ -1,4 +1,4 @@
-"""Environments whose level is set from outside, and is seen in every observation."""
+"""Environments whose level is set from outside and part of every observation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Levels(gymnasium.Env):
         self.level = level
 
     def _is_first(self):
-        try:  # atomic, as all workers come here at once
+        try:  # atomic, as all workers run this at once
             self._marker.touch(exist_ok=False)
         except FileExistsError:
             return False
@@ -73,18 +73,18 @@ class Levels(gymnasium.Env):
 
 
 def wrapped(**kwargs):
-    """Return the same beneath a wrapper."""
+    """Return a level environment in a wrapper."""
     return gymnasium.wrappers.TimeLimit(Levels(**kwargs), 100)
 
 
 def vector(num_envs):
-    """Return several in a vector environment of gymnasium."""
+    """Return level environments in a gymnasium vector environment."""
     mode = gymnasium.vector.AutoresetMode.SAME_STEP
     return gymnasium.vector.SyncVectorEnv([Levels] * num_envs, autoreset_mode=mode)
 
 
 class Batch:
-    """The same as a batch of its own."""
+    """Level environments as a batch."""
 
     def __init__(self, num_envs):
         self.num_envs, self.level = num_envs, 0
@@ -107,7 +107,7 @@ class Batch:
         self.level = level
 
     def close(self):
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def _write(self, rows):
         rows[0][:] = [self.step_number, self.level, 0, 0]

@@ -1,4 +1,4 @@
-"""Policies and environments that declare fields of their own, as a user's module would."""
+"""Policies and environments that declare their own fields, as a user's module would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.sampling.counting import CountingEnvs, CountingPolicy
 
 
 class WithLogits(ActorCritic):
-    """The usual policy, which also puts out the logits of its actions."""
+    """Default policy that also outputs the logits of its actions."""
 
     def __init__(self, env_spec):
         super().__init__(env_spec, ModelConfig(hidden_sizes=(8,)))
@@ -26,7 +26,7 @@ class WithLogits(ActorCritic):
 
 
 def filled(spec, numbers):
-    """Return rows of a spec that name the numbers ``[*, 4]`` they were made from.
+    """Return rows of a spec that encode the numbers ``[*, 4]``.
 
     Every element differs from its neighbours, and is exact in every dtype.
     """
@@ -38,7 +38,7 @@ def filled(spec, numbers):
 
 
 class PutsOut(CountingPolicy):
-    """Puts out what each observation makes of the given specs; without log_prob and value."""
+    """Policy whose outputs encode each observation; without log_prob and value."""
 
     def __init__(self, outputs, num_actions=5):
         super().__init__()
@@ -51,13 +51,13 @@ class PutsOut(CountingPolicy):
 
 
 def led_to(numbers, action):
-    """Return what a counting environment observes after a step, before any reset."""
+    """Return the observation of a counting environment after a step, before any reset."""
     seed, episode, step, _ = numbers.unbind(-1)
     return torch.stack([seed, episode, step + 1, action], dim=-1)
 
 
 class Writes(CountingEnvs):
-    """Writes what the observation that a step leads to makes of the given specs."""
+    """Environment whose fields encode the observation that a step leads to."""
 
     def __init__(self, num_envs, extras):
         super().__init__(num_envs)
@@ -71,7 +71,7 @@ class Writes(CountingEnvs):
 
 
 class TellingCartPole(CartPole):
-    """Declares the first two numbers of its state."""
+    """Policy that declares the first two numbers of its state as fields."""
 
     spec = dataclasses.replace(CartPole.spec, extras={"place": TensorSpec((2,), torch.float64)})
 

@@ -1,4 +1,4 @@
-"""A policy whose state counts the steps of its episode, and which puts out the state it was given.
+"""A policy whose state counts the steps of its episode and which outputs its input state.
 
 Any reset that is missing, misplaced or done twice shows in the numbers of a rollout.
 """
@@ -13,12 +13,12 @@ from tests.sampling import counting
 from tests.sampling.counting import ACTIONS, Ledger, make_plan
 
 FIRST = torch.tensor([0.0, -1.0, 0.5])
-"""In which episodes begin: steps so far, seed of the environment (unknown), and a constant."""
+"""Initial state: number of steps, seed of the environment (unknown) and a constant."""
 SEEDS = 97
 
 
 class Remembering(nn.Module):
-    """Counts the steps of an episode, and remembers from its first step whose it is."""
+    """Policy that counts the steps of an episode and remembers its environment's seed."""
 
     def __init__(self, puts_out=("log_prob", "value", "given")):
         super().__init__()
@@ -59,24 +59,24 @@ def value_of(seed, episode, step):
 
 
 def plan_of(topology, rollout_length, **changes):
-    """A plan of counting environments, and the policy that counts with them."""
+    """Return a plan of counting environments with the counting policy."""
     return make_plan(topology, rollout_length, build_model=Remembering, **changes)
 
 
 def weights(name, first=FIRST):
-    """Published parameters: every log-probability names them, and episodes begin in ``first``."""
+    """Return parameters that every log-probability encodes, with the initial state ``first``."""
     return {"name_of_weights": torch.tensor(float(name)), "first": first}
 
 
 def state_at(observation):
-    """Return the state ``[*, 3]`` before a step, of which the observation ``[*, 4]`` tells."""
+    """Return the state ``[*, 3]`` before the step that the observation ``[*, 4]`` encodes."""
     seed, _, step, _ = observation.unbind(-1)
     known = torch.where(step > 0, (seed % SEEDS).float(), FIRST[1])
     return torch.stack([step.float(), known, FIRST[2].expand(step.shape)], dim=-1)
 
 
 class MemoryLedger(Ledger):
-    """Follows states as well."""
+    """Ledger that checks states as well."""
 
     def __init__(self, plan):
         super().__init__(plan, value_of)
@@ -91,7 +91,7 @@ class MemoryLedger(Ledger):
 
 
 class Steps(nn.Module):
-    """Counts the steps of episodes in any environment with discrete actions, and acts by them.
+    """Policy for discrete actions that counts the steps of episodes and acts by the count.
 
     In mode it takes every action in turn, so that an episode shows where its state began.
     """

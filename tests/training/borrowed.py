@@ -1,4 +1,4 @@
-"""Names of the standard library that a module makes its own, as a hostile configuration would."""
+"""A module that imports names of the standard library, as a hostile configuration could."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that only sees pictures: say which quarter of each is brighter than the rest."""
+"""A task with images only: name the brightest quarter of each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SIDE, LENGTH = 16, 10
 
 
 class BrightQuarter(gymnasium.Env[Any, Any]):
-    """Shows ten pictures of noise; 1 for each of which the quarter is named, else 0.
+    """Shows ten images of noise; the reward is 1 for the right quarter, else 0.
 
     Args:
-        channels_first: Pictures are ``[1, 16, 16]`` instead of ``[16, 16, 3]``.
+        channels_first: Images are ``[1, 16, 16]`` instead of ``[16, 16, 3]``.
     """
 
     def __init__(self, channels_first: bool = False) -> None:
@@ -25,13 +25,13 @@ class BrightQuarter(gymnasium.Env[Any, Any]):
         self._shown = self._step = 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        """Show the first picture."""
+        """Show the first image."""
         super().reset(seed=seed)
         self._step = 0
         return self._picture(), {}
 
     def step(self, action: Any) -> Any:
-        """Judge what was said of the picture that was shown, and show another."""
+        """Reward the answer and show another image."""
         reward = float(action == self._shown)
         self._step += 1
         return self._picture(), reward, self._step == LENGTH, False, {}

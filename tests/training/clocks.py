@@ -1,4 +1,4 @@
-"""Observes the time since 1970, as many tasks that come from logs do."""
+"""Environments that observe the time since 1970, like many tasks built from logs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.training.reach import Reach
 
 
 class Clock(Reach):
-    """The same with the time in seconds, which goes on by 0.1 in a step."""
+    """Variant with the time in seconds, 0.1 per step."""
 
     def __init__(self):
         super().__init__()

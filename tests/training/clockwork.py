@@ -23,7 +23,7 @@ EPISODE = 4
 
 
 class Clockwork(gymnasium.Env):
-    """Without any randomness, and every episode lasts 4 steps.
+    """Deterministic environment with episodes of 4 steps.
 
     Where rollouts are whole episodes, environments that start anew between two rollouts are in
     the state in which they would have been anyway.
@@ -57,7 +57,7 @@ class Clockwork(gymnasium.Env):
 
 
 class Uneven(gymnasium.Env):
-    """Episodes of 1 to 40 steps, by their seed; every step of a good action is worth 1."""
+    """Environment with episodes of 1 to 40 steps by their seed; a good action has the reward 1."""
 
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
     action_space = spaces.Discrete(2)
@@ -76,7 +76,7 @@ class Uneven(gymnasium.Env):
 
 
 class Endless(Clockwork):
-    """Never ends, and every step is worth 1."""
+    """Environment that never ends, with the reward 1 in every step."""
 
     def step(self, action):
         super().step(action)
@@ -116,7 +116,7 @@ class Breaking(Clockwork):
 
 
 class Overflowing(Breaking):
-    """Gives a reward in its 30th step that no loss can hold."""
+    """Gives a reward in its 30th step that makes the loss overflow."""
 
     def step(self, action):
         try:
@@ -136,7 +136,7 @@ class Undefined(Breaking):
 
 
 class Unrewarded(Breaking):
-    """Gives a NaN for a reward in its 30th step."""
+    """Gives a NaN reward in its 30th step."""
 
     def step(self, action):
         try:
@@ -156,7 +156,7 @@ class Unbounded(Breaking):
 
 
 def small_run(path, **changes):
-    """Return a run of 8 rollouts of 64 steps that uses all that a checkpoint has to hold."""
+    """Return a run of 8 rollouts of 64 steps that uses everything a checkpoint stores."""
     sections = {
         "seed": 3,
         "run_dir": str(path),

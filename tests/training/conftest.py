@@ -1,4 +1,4 @@
-"""What several tests of training start from."""
+"""Fixtures of trained runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.training.spacious import SQUASHED
 
 @pytest.fixture(scope="package")
 def trained(tmp_path_factory):
-    """Return the directory of a small run that is done, to be copied and never changed."""
+    """Return the directory of a small finished run, to be copied and never changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
     train(small_run(path, total_steps=64))
     return path
@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def spacious_run(tmp_path_factory):
-    """Return what gives the directory of a run in spaces of a kind, to be copied, never changed."""
+    """Return a function that gives the directory of a run with a kind of spaces, to be copied."""
     paths = {}
 
     def run(kind):

@@ -1,4 +1,4 @@
-"""A task that only asks for what is seen: copy the first bit, twenty times in an episode."""
+"""A task without memory: copy the first bit of each observation, twenty times in an episode."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LENGTH = 20
 
 
 class CopiedBit(gymnasium.Env[Any, Any]):
-    """Shows random bits as the lowest and the highest number of a Box; 1 for each first bit copied.
+    """Shows random bits as the bounds of a Box; the reward is 1 if the first bit is copied.
 
     Args:
-        dtype: Of the Box.
-        low: Stands for 0.
-        high: Stands for 1.
-        shape: Of the Box. All numbers of an image are the same.
+        dtype: Dtype of the Box.
+        low: Value of a bit 0.
+        high: Value of a bit 1.
+        shape: Shape of the Box. All numbers of an image are the same.
         unbounded: Whether the Box has no bounds.
     """
 
@@ -44,7 +44,7 @@ class CopiedBit(gymnasium.Env[Any, Any]):
         return self._show(), {}
 
     def step(self, action: Any) -> Any:
-        """Judge the copy of what was shown, and show others."""
+        """Reward the copy and show other bits."""
         reward = float(action == self._bit)
         self._step += 1
         return self._show(), reward, self._step == LENGTH, False, {}

@@ -1,10 +1,10 @@
-"""Weights & Biases as its documentation says it behaves, without a server."""
+"""A fake of Weights & Biases that follows its documentation, without a server."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
-    """What the package raises for wrong arguments."""
+    """The package's error for wrong arguments."""
 
 
 class Video:
@@ -15,11 +15,11 @@ class Video:
 
 
 class FakeWandb:
-    """Stands for the package.
+    """Fake of the package.
 
     Attributes:
-        runs: By id, the rows of each run.
-        started: The arguments of every `init`.
+        runs: Rows of each run by id.
+        started: Arguments of every `init`.
 
     Args:
         rewinds: Whether the server can rewind runs.
@@ -31,7 +31,7 @@ class FakeWandb:
         self.rewinds, self.runs, self.started = rewinds, {}, []
 
     def init(self, **arguments):
-        """Start a run, or go on with one."""
+        """Start or continue a run."""
         self.started.append(arguments)
         if any(char in "/\\#?%:" for char in arguments["id"]):
             raise UsageError("Run ID cannot contain the characters: :;,#?/'")
@@ -61,7 +61,7 @@ class FakeRun:
         self.id, self._rows = id, rows
 
     def define_metric(self, name, step_metric):
-        """Note which metric is the x axis."""
+        """Record which metric is the x axis."""
         assert (name, step_metric) == ("*", "steps")
 
     def log(self, row):

@@ -1,4 +1,4 @@
-"""The parts of the Hugging Face hub's HTTP that pushing and pulling a model need, on loopback."""
+"""A local server with the parts of the Hugging Face hub's API that push and pull need."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Stub(ThreadingHTTPServer):
-    """Keeps repositories in memory.
+    """Server that keeps repositories in memory.
 
     Attributes:
-        repos: By ``owner/name`` the content of each file.
-        private: The repositories that were created as private ones.
-        tokens: Those that requests have shown.
-        token: The only one that may write.
+        repos: Content of each file by ``owner/name``.
+        private: Repositories that were created as private ones.
+        tokens: Tokens of the requests.
+        token: The only token that may write.
     """
 
     daemon_threads = True

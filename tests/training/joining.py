@@ -17,7 +17,7 @@ from tests.sampling.levels import Levels
 
 
 class Climbing(Levels):
-    """Rewards the second action, the more the higher the level is."""
+    """Environment that rewards the second action, in proportion to its level."""
 
     def step(self, action):
         observation, _, *rest = super().step(action)
@@ -25,7 +25,7 @@ class Climbing(Levels):
 
 
 class Heard(Callback):
-    """Notes every call, with the steps of the run."""
+    """Callback that records every call, with the steps of the run."""
 
     def __init__(self, name="heard"):
         self.name, self.heard = name, []
@@ -54,7 +54,7 @@ class Heard(Callback):
 
 
 class Curriculum(Callback):
-    """Raises level, learning rate and size by what it has seen, and by random numbers."""
+    """Callback that raises level, learning rate and size by metrics and random numbers."""
 
     def __init__(self, every=1):
         self.every, self.level, self.seen = every, 0, torch.zeros(3)
@@ -84,7 +84,7 @@ class Curriculum(Callback):
 
 
 class Failing(Callback):
-    """Fails in one of its methods, in the third update or later."""
+    """Callback that fails in one of its methods, in the third update or later."""
 
     def __init__(self, where, how="raise"):
         self.where, self.how = where, how
@@ -125,12 +125,12 @@ class Failing(Callback):
 
 
 def stopping(after):
-    """Return a callback; a function may make one."""
+    """Return a callback: a function in place of a class."""
     return Stopping(after)
 
 
 class Stopping(Callback):
-    """Asks to stop after some updates of the run."""
+    """Callback that stops the run after some updates."""
 
     def __init__(self, after):
         self.after = after
@@ -141,7 +141,7 @@ class Stopping(Callback):
 
 
 class Slow(Callback):
-    """Takes long in an update, in which SIGTERM comes."""
+    """Callback that receives SIGTERM during a long update."""
 
     def on_update(self, context, update):
         if context.updates == 2:
@@ -150,7 +150,7 @@ class Slow(Callback):
 
 
 class Killing(Callback):
-    """Ends an env worker after an update."""
+    """Callback that ends an env worker after an update."""
 
     def on_update(self, context, update):
         if context.updates == 3:
@@ -165,7 +165,7 @@ def doubled(rollout, factor=2.0):
 
 
 class Shaping:
-    """Subtracts a running mean from the rewards, with noise, and has a state."""
+    """Transform with a state that subtracts a running mean from the rewards, with noise."""
 
     def __init__(self, rate=0.1):
         self.rate, self.mean, self.random = rate, 0.0, random.Random(3)
@@ -183,7 +183,7 @@ class Shaping:
 
 
 class Wrong:
-    """Returns what cannot be learnt from."""
+    """Transform that returns an invalid rollout."""
 
     def __init__(self, how):
         self.how = how

@@ -14,7 +14,7 @@ STEPS = 32
 
 
 class Ledge(gymnasium.Env):
-    """Observes the place, ``[1]`` from -1 to 1; actions are a step to the left or to the right.
+    """Observes the position, ``[1]`` from -1 to 1; actions are a step to the left or right.
 
     The reward is 1 for each step, so the return is the length of the episode: 10 by chance.
     """
@@ -44,7 +44,7 @@ class Ledge(gymnasium.Env):
 
 
 def demonstrate(path, episodes=4):
-    """Write episodes that go to and fro in the middle until the time limit; return the path."""
+    """Write episodes that move back and forth until the time limit; return the path."""
     env = Ledge()
     spec = EnvSpec("tests.training.ledge:Ledge", env.observation_space, env.action_space)
     with DatasetWriter(path, spec) as writer:

@@ -1,4 +1,4 @@
-"""A point that is pushed to a goal: about -40 per episode for chance, -10 for a good policy."""
+"""A point to push to a goal: about -40 per episode for random actions, -10 for a good policy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reach(gymnasium.Env):
 
 
 class Noise(Reach):
-    """The same with rewards of chance, which nothing can predict."""
+    """Variant with random rewards, which nothing can predict."""
 
     def step(self, action):
         observation, _, terminated, truncated, info = super().step(action)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 
 class Forgetful(gymnasium.Env):
-    """Episodes of random lengths, drawn from every stream there is; cannot be saved."""
+    """Episodes of random lengths, drawn from every random stream; cannot be saved."""
 
     observation_space = spaces.Box(-10, 10, (3,), np.float32)
     action_space = spaces.Discrete(3)
@@ -39,7 +39,7 @@ class Forgetful(gymnasium.Env):
 
 
 class Saveable(Forgetful):
-    """The same, which can be saved."""
+    """Variant that can be saved."""
 
     def get_state(self):
         return {"left": self._left, "trail": self._trail, "own": self._own}
@@ -66,21 +66,21 @@ class Interrupting(Saveable):
 
 
 class Refusing(Saveable):
-    """Does not accept its own state."""
+    """Variant that rejects its own state."""
 
     def set_state(self, state):
         raise RuntimeError("no such world")
 
 
 class Opaque(Saveable):
-    """Has something in its state that is no plain data."""
+    """Variant whose state contains something other than plain data."""
 
     def get_state(self):
         return {**super().get_state(), "lock": object()}
 
 
 class Delayed(gymnasium.Wrapper):
-    """Shows the observation of the step before: a wrapper with a state, which it saves."""
+    """Wrapper that shows the previous observation, and saves its state."""
 
     def reset(self, **kwargs):
         self._last, info = self.env.reset(**kwargs)
@@ -99,7 +99,7 @@ class Delayed(gymnasium.Wrapper):
 
 
 class Counted(gymnasium.Wrapper):
-    """Rewards every third step of its own count, which is a plain number."""
+    """Wrapper that rewards every third step of its count, a plain number."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -112,7 +112,7 @@ class Counted(gymnasium.Wrapper):
 
 
 class Remembering(gymnasium.Wrapper):
-    """Keeps a list, which it does not save."""
+    """Wrapper with a list that it does not save."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -120,7 +120,7 @@ class Remembering(gymnasium.Wrapper):
 
 
 def wrapped():
-    """Return a saveable environment beneath wrappers of gymnasium and others, each with a state."""
+    """Return a saveable environment in wrappers of gymnasium and others, each with a state."""
     env = gymnasium.wrappers.TimeLimit(Saveable(), 20)
     env = Counted(Delayed(gymnasium.wrappers.OrderEnforcing(env)))
     env = gymnasium.wrappers.RecordEpisodeStatistics(env)
@@ -129,5 +129,5 @@ def wrapped():
 
 
 def remembering():
-    """Return a saveable environment beneath a wrapper that is not."""
+    """Return a saveable environment in a wrapper that is not."""
     return Remembering(Saveable())

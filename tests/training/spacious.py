@@ -1,4 +1,4 @@
-"""An environment in any space, whose rewards tell which actions were taken."""
+"""An environment with any spaces, whose rewards encode the actions."""
 
 from __future__ import annotations
 

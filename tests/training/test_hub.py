@@ -153,7 +153,7 @@ def test_damaged_weights_are_reported_and_leave_nothing(shared, tmp_path):
 
 def test_weights_alone_begin_a_new_run_and_resume_none(shared, tmp_path):
     pulled = pull_run(shared, tmp_path / "theirs")
-    with pytest.raises(CheckpointError, match=r"the weights alone.*init_from=.*theirs"):
+    with pytest.raises(CheckpointError, match=r"contains only weights.*init_from=.*theirs"):
         resume(pulled, trust=True)
     config = small_run(tmp_path / "next", total_steps=64)
     train(config.model_copy(update={"init_from": str(pulled)}))
@@ -196,7 +196,7 @@ def test_ctrl_c_leaves_nothing_of_what_was_being_shared(run, tmp_path, monkeypat
 def test_without_the_package_a_folder_is_offered(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["push", str(run), "someone/reach"]) == 2
-    assert "a folder such as ./name needs nothing" in capsys.readouterr().err
+    assert "a folder such as ./name needs no package" in capsys.readouterr().err
 
 
 @pytest.fixture

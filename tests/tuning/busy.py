@@ -1,4 +1,4 @@
-"""Work that takes a given time of the processor, however fast that is, and what was taken."""
+"""Work that takes a given CPU time, and the CPU time that processes took."""
 
 import time
 
@@ -6,13 +6,13 @@ import psutil
 
 
 def busy(seconds):
-    """Compute for so long; what others take of the core meanwhile does not count."""
+    """Compute for a given CPU time."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
 
 
 def used_s(pids):
-    """Return the processor's time that processes have used."""
+    """Return the CPU time of processes."""
     times = [psutil.Process(pid).cpu_times() for pid in pids]
     return sum(each.user + each.system for each in times)

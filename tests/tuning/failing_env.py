@@ -1,4 +1,4 @@
-"""Environments that fail, or take long, where there are many of them."""
+"""Environments that fail or are slow in large numbers."""
 
 import os
 import time
@@ -42,7 +42,7 @@ def make():
 
 
 class FailsOnce(CountedEnv):
-    """Ends its process in a step, or sleeps for a minute, unless another one has done so before."""
+    """Ends its process in a step, or sleeps for a minute, unless another one did so before."""
 
     def __init__(self, flag, sleeps):
         super().__init__()
@@ -59,7 +59,7 @@ class FailsOnce(CountedEnv):
 
 
 def failing_once(flag, sleeps):
-    """Return the overrides of an environment that fails once, or is late in a step once."""
+    """Return the overrides of an environment that fails or is late in one step."""
     kwargs = f"{{flag: {flag}, sleeps: {sleeps}}}"
     name = "env.id=tests.tuning.failing_env:FailsOnce"
     deadlines = ["env.step_timeout_s=0.5", "env.reset_timeout_s=0.5"] if sleeps == "true" else []

@@ -1,4 +1,4 @@
-"""The tuner, and what it is held against, each with the same wall time on the same surface."""
+"""The tuner and the methods it is compared with, with equal wall time on the same surface."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import optuna
 
 Tune = Callable[[Surface, float, int], Candidate]
-"""Returns the choice of a tuner for a surface, a budget in seconds and a seed."""
+"""Function of a surface, a budget in seconds and a seed that returns a tuner's choice."""
 
 _WINDOW_S = 0.4
 
@@ -33,7 +33,7 @@ def tpe(surface: Surface, budget_s: float, seed: int) -> Candidate:
 
 
 def random(surface: Surface, budget_s: float, seed: int) -> Candidate:
-    """Tune by random choices, the default among them."""
+    """Tune by random choices, including the default."""
     import optuna
 
     return _optuna(surface, budget_s, seed, optuna.samplers.RandomSampler(seed=seed))

@@ -1,4 +1,4 @@
-"""Machines that exist on paper only: how fast each candidate would be there, and how noisily.
+"""Simulated machines: the speed of each candidate and its noise.
 
 `machine` draws one from a model of what sampling costs: stepping, inference with its fixed part,
 handoff, caches and cores that are shared. Others are made to mislead.
@@ -19,16 +19,16 @@ Speed = Callable[[Candidate], float]
 
 @dataclass(frozen=True)
 class Surface:
-    """A machine on paper.
+    """A simulated machine.
 
     Attributes:
-        name: What it is like.
+        name: Description of the machine.
         space: Its candidates.
-        default: What a user would begin with.
+        default: Candidate that a user would start with.
         speed: True frames per second of a candidate; 0 where it fails.
         noise: Standard deviation of the log of a window of 0.4 s.
-        drift: Standard deviation of the log of the machine's speed, which wanders.
-        start_s: Seconds that starting a candidate takes, before its first window.
+        drift: Standard deviation of the log of the machine's drifting speed.
+        start_s: Seconds to start a candidate, before its first window.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Surface:
         return max(self.speed(candidate) for candidate in self.space.all())
 
     def regret(self, candidate: Candidate) -> float:
-        """Return the share of the best speed that a choice loses."""
+        """Return the regret of a choice as a share of the best speed."""
         return 1 - self.speed(candidate) / self.best_fps()
 
 
 @dataclass
 class Trials:
-    """Measures on a surface, in time that passes on paper only.
+    """Measures on a surface, in simulated time.
 
     Attributes:
-        now_s: The time.
-        seed: Of noise and drift.
-        measured: How often each candidate was measured.
+        now_s: The simulated time.
+        seed: Seed of noise and drift.
+        measured: Number of measurements of each candidate.
         measured_s: Length of all windows together.
     """
 
@@ -66,7 +66,7 @@ class Trials:
     measured_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Draw how the machine's speed wanders: a sum of slow waves."""
+        """Draw the drift of the machine's speed: a sum of slow waves."""
         self._rng = np.random.default_rng((self.seed, 1))
         self._warm: list[Candidate] = []
         periods = self._rng.uniform(20, 300, 4)
@@ -81,7 +81,7 @@ class Trials:
         self.measured[candidate] = self.measured.get(candidate, 0) + 1
         self.measured_s += seconds
         surface = self.surface
-        # As many stay running as are compared with each other, those used last.
+        # The most recently used candidates keep running, as many as are compared.
         if candidate not in self._warm:
             self.now_s += surface.start_s
         self._warm = [*[c for c in self._warm if c != candidate][-1:], candidate]
@@ -98,14 +98,14 @@ class Trials:
 
 @dataclass(frozen=True)
 class Costs:
-    """What sampling costs on a machine on paper, in seconds.
+    """Costs of sampling on a simulated machine, in seconds.
 
     Attributes:
-        step: Of one environment.
+        step: Step of one environment.
         call: Fixed part of inferring a batch.
-        frame: Of inferring one frame more.
-        handoff: From a worker to another.
-        round: Of a worker, for every batch of its own.
+        frame: Cost of inferring one more frame.
+        handoff: Transfer from one worker to another.
+        round: Cost of every batch of a worker.
         cache: Environments that fit into a core's cache; more make steps slower.
         gpu_call: As ``call``, on a GPU.
         gpu_frame: As ``frame``, on a GPU.
@@ -124,7 +124,7 @@ class Costs:
 
 
 def speed_on(costs: Costs, cores: int) -> Speed:
-    """Return the speed of candidates on a machine."""
+    """Return the speed of candidates on a simulated machine."""
 
     def speed(c: Candidate) -> float:
         if c.num_envs > costs.most_envs:
@@ -202,7 +202,7 @@ def plateau() -> Surface:
 
 
 def cliff() -> Surface:
-    """Return a surface that is fastest right before the memory ends."""
+    """Return a surface that is fastest just below the memory limit."""
 
     def speed(c: Candidate) -> float:
         return 0.0 if c.num_envs > 600 else 1000 * c.num_envs**0.3

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 
 class TellingEnv(gymnasium.Env):
-    """Draws everything from its own stream and says many things in its infos."""
+    """Environment that draws everything from its own stream and has rich infos."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
     action_space = spaces.Box(-1, 1, (2,), np.float64)
@@ -56,7 +56,7 @@ class TellingEnv(gymnasium.Env):
 
 
 class SteadyEnv(TellingEnv):
-    """Tells the same keys in every step, some of whose values change their type."""
+    """Environment with the same info keys in every step, some of whose values change type."""
 
     def step(self, action):
         *result, _ = super().step(action)
@@ -72,7 +72,7 @@ class SteadyEnv(TellingEnv):
 
 
 class WordyEnv(gymnasium.Env):
-    """Observes a text, which is no array of fixed size, and ends after three steps."""
+    """Environment that observes a text, not an array of fixed size, and ends after three steps."""
 
     observation_space = spaces.Text(8)
     action_space = spaces.Text(4)
@@ -88,7 +88,7 @@ class WordyEnv(gymnasium.Env):
 
 
 class WaitingEnv(gymnasium.Env):
-    """Every step waits for as many seconds as the action says."""
+    """Environment whose action is the duration of its step in seconds."""
 
     observation_space = spaces.Box(0, 1e9, (1,), np.float64)
     action_space = spaces.Box(0, 100, (1,), np.float64)
@@ -105,7 +105,7 @@ class WaitingEnv(gymnasium.Env):
 
 
 class OtherSpaceEnv(WaitingEnv):
-    """Has a wider observation space where it is told to."""
+    """Environment with a wider observation space on request."""
 
     def __init__(self, *, bound=1.0, size=1):
         self.observation_space = spaces.Box(0, bound, (size,), np.float64)
@@ -116,7 +116,7 @@ class OtherSpaceEnv(WaitingEnv):
 
 
 class QuietEnv(gymnasium.Env):
-    """Tells who it is when it is reset and nothing after; odd seeds end their episodes at once."""
+    """Environment with infos at reset only; odd seeds end their episodes at once."""
 
     observation_space = spaces.Box(0, 9, (1,), np.float64)
     action_space = spaces.Discrete(2)
@@ -131,7 +131,7 @@ class QuietEnv(gymnasium.Env):
 
 
 class ClosingEnv(WaitingEnv):
-    """Notes who was built and who was closed; number 1 may fail at either."""
+    """Environment that records instances built and closed; number 1 may fail at either."""
 
     open: set[int] = set()  # noqa: RUF012
 
@@ -148,7 +148,7 @@ class ClosingEnv(WaitingEnv):
 
 
 class KeyedEnv(gymnasium.Env):
-    """Has dictionaries whose keys are no text; an episode has three steps.
+    """Environment with dictionaries whose keys are not text; an episode has three steps.
 
     Args:
         lamp: The first number that a step observes.

@@ -1,4 +1,4 @@
-"""CleanRL's two PPO loops in its shape: one function, nothing of fastrl, any actions of both."""
+"""A PPO loop in the shape of CleanRL's two: one function without fastrl, for any actions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def train(envs, updates=2, steps=64, epochs=2, minibatches=2, gamma=0.99, lam=0.
                 value = following if t == steps - 1 else values[t + 1]
                 delta = rewards[t] + gamma * value * going_on - values[t]
                 advantages[t] = last = delta + gamma * lam * going_on * last
-        kept = (dones == 0).flatten().nonzero().flatten()  # the others only reset
+        kept = (dones == 0).flatten().nonzero().flatten()  # the other steps are resets
         rows = [each.flatten(0, 1) for each in (obs, actions, logprobs, advantages, values)]
         for _ in range(epochs):
             for chosen in kept[torch.randperm(len(kept))].chunk(minibatches):

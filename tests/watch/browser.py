@@ -19,8 +19,8 @@ class Browser:
     """A browser with one page.
 
     Args:
-        width: Of the page in pixels.
-        height: The same.
+        width: Width of the page in pixels.
+        height: Height of the page in pixels.
         scheme: ``light`` or ``dark``.
     """
 
@@ -69,7 +69,7 @@ class Browser:
         self._ask("POST", "/url", {"url": url})
 
     def run(self, script):
-        """Return what a function body in the page returns."""
+        """Run a function body in the page and return its result."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
     def wait_for(self, condition, timeout_s=20.0):
@@ -85,7 +85,7 @@ class Browser:
         self._ask("POST", f"/element/{next(iter(found.values()))}/click", {})
 
     def errors(self):
-        """Return what the page has complained about since the last call."""
+        """Return the page's console errors since the last call."""
         found = self._ask("POST", "/se/log", {"type": "browser"})
         return [entry["message"] for entry in found if entry["level"] == "SEVERE"]
 

@@ -14,7 +14,7 @@ from fastrl.watch.server import WatchServer
 
 
 class Client:
-    """Sends requests to a server as they are, without correcting their paths."""
+    """Client that sends requests unchanged, without correcting their paths."""
 
     def __init__(self, server):
         self.server = server
@@ -35,7 +35,7 @@ class Client:
             connection.close()
 
     def ask(self, name, **parameters):
-        """Return the JSON of ``/api/name``."""
+        """Return the JSON content of ``/api/name``."""
         status, _, body = self.request(f"/api/{name}?{urlencode(parameters)}")
         assert status == 200, body
         return json.loads(body)

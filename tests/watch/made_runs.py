@@ -1,4 +1,4 @@
-"""Directories of runs as training writes them, made without training."""
+"""Run directories in the format of training, made without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments that start a process each, and take their time to close it."""
+"""Environments that each start a process and close it slowly."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class SlowClose(gymnasium.Env):
-    """Writes what it starts, and what it has ended, into a directory."""
+    """Environment that records started and ended processes in a directory."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
     action_space = gymnasium.spaces.Discrete(2)

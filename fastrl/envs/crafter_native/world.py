@@ -91,8 +91,8 @@ class World(NamedTuple):
 def allocate(num_envs: int, area: tuple[int, int]) -> World:
     """Return the state of ``num_envs`` worlds of an area; unused memory pages stay unmapped.
 
-    There is room for an object on every cell, for the same number of removed ones, and for the new
-    objects of one step: one for each object, and one of each creature in each chunk.
+    The arrays hold an object on every cell, as many removed ones, and the new objects of one step:
+    one for each object, and one of each creature in each chunk.
     """
     cells = area[0] * area[1]
     chunks = -(-area[0] // CHUNK) * -(-area[1] // CHUNK)
@@ -143,7 +143,7 @@ def load(worlds: World, state: State) -> None:
     for name, (low, high) in _ranges(worlds, found["record/num_objects"], used).items():
         values = found[name]
         if values.size and not (np.min(values) >= low and (values <= high).all()):
-            raise StateError(f"the state's array '{name}' exceeds {low} to {np.max(high)}")
+            raise StateError(f"the state's array '{name}' is outside {low} to {np.max(high)}")
     for name, like in parts.items():
         like[...] = found[name]
 

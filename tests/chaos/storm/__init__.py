@@ -1,1 +1,1 @@
-"""Faults at random moments: for the tests beside, and longer as ``python -m tests.chaos.storm``."""
+"""Faults at random moments: tests in `tests/chaos`, and longer ``python -m tests.chaos.storm``."""

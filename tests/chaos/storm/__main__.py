@@ -1,4 +1,4 @@
-"""Faults at random moments, and what came of them: the long form of ``tests/chaos``.
+"""Faults at random moments and their results: the long form of ``tests/chaos``.
 
 python -m tests.chaos.storm --faults 200 --kills 100 --fuzz 10000 --json results/chaos.json
 python -m tests.chaos.storm --rank-kills 20 --json results/chaos.json
@@ -26,7 +26,7 @@ from tests.chaos.storm.witness import DEADLINE_S, SCORE, UNLIMITED, Witness
 
 
 def main() -> int:
-    """Run what is asked for, write the JSON; 1 if anything was not as promised."""
+    """Run the chosen parts and write the JSON file; return 1 if a check failed."""
     parser = Parser(__doc__, prog="storm")
     parser.add_argument("--faults", type=whole, default=0, help="in one training run")
     parser.add_argument("--kills", type=whole, default=0, help="of a whole training run")
@@ -52,7 +52,7 @@ def main() -> int:
             parts["fuzz"] = fuzz_configurations(args.fuzz, args.max_seconds, args.seed)
     print(json.dumps(parts, indent=2))
     if args.json is not None:
-        # Parts may be run one by one, so each says where, when and by which command.
+        # Parts may run one by one, so each records its machine, date and command.
         report = json.loads(args.json.read_text()) if args.json.exists() else {}
         report |= {name: {**part, **circumstances()} for name, part in parts.items()}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def storm(directory: Path, faults: int, max_s: float, seed: int) -> dict[str, Any]:
-    """Train CartPole while its processes are hit, until enough of them were; then to its score."""
+    """Train CartPole under faults until there were enough of them, then until it is solved."""
     config = load_config(
         Path("configs/cartpole_ppo.yaml"),
         [
@@ -87,7 +87,7 @@ def storm(directory: Path, faults: int, max_s: float, seed: int) -> dict[str, An
     with witness:
         done = train(config)
     logged = [json.loads(line) for line in path.read_text().splitlines()]
-    # The policy of the storm, judged in a calm.
+    # Evaluates the policy without faults.
     score = evaluate_run(done.path, episodes=100).result.return_mean
     found = witness.storm
     on_workers = sum(times for name, times in found.hits.items() if "throughput" not in name)

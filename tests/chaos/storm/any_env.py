@@ -11,12 +11,12 @@ from tests.chaos.storm.chance import oddity, space
 
 
 class AnyEnv(gymnasium.Env[Any, Any]):
-    """Observes and accepts anything that a space may hold; episodes last 1 to 5 steps.
+    """Environment with random spaces and samples of them; episodes last 1 to 5 steps.
 
     Args:
-        spaces_seed: Of the spaces.
-        odd_seed: Of what is odd in something that it returns now and then; None for nothing.
-        render_mode: Of gymnasium.
+        spaces_seed: Seed of the spaces.
+        odd_seed: Seed of occasional invalid return values; None for none.
+        render_mode: As in gymnasium.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class AnyEnv(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Start an episode."""
         super().reset(seed=seed)
         self._left = int(self.np_random.integers(1, 6))
         return self._perhaps_odd((self.observation_space.sample(), {}))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Refuse what is not in the space."""
+        """Step; raise on an action outside the space."""
         if not self.action_space.contains(action):
             raise AssertionError(f"{action!r} is not in {self.action_space}")
         self._left -= 1
@@ -58,5 +58,5 @@ class AnyEnv(gymnasium.Env[Any, Any]):
 
 
 def make(**kwargs: Any) -> AnyEnv:
-    """Return one."""
+    """Return an `AnyEnv`."""
     return AnyEnv(**kwargs)

@@ -1,4 +1,4 @@
-"""Input made of chance: values, overrides, YAML trees and spaces, valid and not."""
+"""Random input: values, overrides, YAML trees and spaces, valid or not."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def value_of(pick: random.Random, key: str) -> str:
 
 
 def misspelt(pick: random.Random, word: str) -> str:
-    """Return a word with a character too many, too few or another one."""
+    """Return a word with one character added, removed or replaced."""
     place = pick.randrange(len(word) + 1)
     return word[:place] + pick.choice(string.printable) + word[place + pick.randint(0, 2) :]
 

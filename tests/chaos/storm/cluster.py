@@ -1,4 +1,4 @@
-"""Faults at random moments on the nodes of a cluster, and what came of them.
+"""Faults at random moments on the nodes of a cluster, and their results.
 
 python -m tests.chaos.storm.cluster --faults 50 --json results/cluster_chaos.json
 """
@@ -37,16 +37,16 @@ from tests.cluster.raylets import Raylets, actor, freeze, raylet, thaw
 
 NODES, TIMEOUT_S, SHORT_FREEZE_S, SCORE = 3, 6.0, 5.0, 475.0
 DEADLINE_S = TIMEOUT_S + 1.0
-"""Of an answer: a node says once a second that it is alive."""
+"""Deadline of an answer in seconds; a node sends a heartbeat every second."""
 _GIVE_UP_S = 120.0
 
 
 class Weather:
-    """Hits the nodes of a cluster.
+    """Injects faults into the nodes of a cluster.
 
     Args:
         raylets: The cluster.
-        seed: Of what is hit, and when.
+        seed: Seed of the faults and their times.
     """
 
     def __init__(self, raylets: Raylets, seed: int) -> None:
@@ -64,7 +64,7 @@ class Weather:
         }
 
     def hit(self, kind: str) -> None:
-        """Do it, unless what it would hit is not there."""
+        """Inject a fault, unless its target is missing."""
         try:
             self.kinds[kind]()
         except (psutil.Error, IndexError):
@@ -74,7 +74,7 @@ class Weather:
         return self._pick.choice(self.nodes)
 
     def mend(self) -> None:
-        """Add what is missing; in the main thread, as Ray sets signal handlers."""
+        """Add missing nodes; in the main thread, since Ray sets signal handlers."""
         while len(self.nodes) < NODES:
             self.nodes.append(self._raylets.add())
 
@@ -100,7 +100,7 @@ class Weather:
 
 
 def main() -> int:
-    """Hit both a counting run and a learning one; 1 if anything was not as promised."""
+    """Inject faults into a counting run and a training run; return 1 if a check failed."""
     parser = Parser(__doc__, prog="storm.cluster")
     parser.add_argument("--faults", type=whole, default=50, help="while counting")
     parser.add_argument("--while-learning", type=whole, default=10)
@@ -203,7 +203,7 @@ _FROZEN = ("raylet frozen for 5 s", "raylet frozen for good")
 
 
 def _free(sampler: Any) -> bool:
-    """Delete an answer under way from the object stores."""
+    """Delete an answer in transit from the object stores."""
     from ray._private.internal_api import free
 
     free([member.reference for member in sampler._roster if member.asked][:1])
@@ -211,7 +211,7 @@ def _free(sampler: Any) -> bool:
 
 
 def learn(raylets: Raylets, weather: Weather, faults: int) -> dict[str, Any]:
-    """Train CartPole to the end while nodes are hit."""
+    """Train CartPole to the end while nodes fail."""
     with tempfile.TemporaryDirectory() as directory:
         overrides = [
             f"run_dir={directory}/run",
@@ -233,14 +233,14 @@ def learn(raylets: Raylets, weather: Weather, faults: int) -> dict[str, Any]:
 
 
 class _Hits(Callback):
-    """Hits a node every so many updates."""
+    """Callback that injects a fault at regular intervals."""
 
     def __init__(self, weather: Weather, faults: int) -> None:
         self._weather, self._faults, self.done = weather, faults, 0
         self._kinds = sorted(weather.kinds.keys() - {"object lost"})
 
     def on_update(self, context: Any, update: Any) -> None:
-        """Hit at regular steps of the run."""
+        """Inject a fault at regular steps of the run."""
         if (
             self.done < self._faults
             and update.steps > (self.done + 1) * NODES * 80_000 / self._faults

@@ -1,4 +1,4 @@
-"""Input made of chance, for every command and constructor: accepted, or refused in one line."""
+"""Random input to every command and constructor: accepted, or rejected in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.chaos.storm.fuzz_damage import damages
 SHARES = {overrides: 0.31, files: 0.22, constructors: 0.36, commands: 0.06, damages: 0.05}
 REPORTED = 10
 HANGS_S = 60.0
-"""Even a short training takes less, on a busy machine too."""
+"""Deadline in seconds; a short training takes less on a busy machine, too."""
 _MEMORY_BYTES = 8 << 30
 _RUN = (
     "train env.id=CartPole-v1 run_dir=run total_steps=32 sampler.kind=serial "
@@ -37,7 +37,7 @@ _RUN = (
 
 
 def fuzz_configurations(number: int, max_s: float, seed: int) -> dict[str, Any]:
-    """Try so many inputs; count what came of them, by kind."""
+    """Try ``number`` inputs; count the outcomes by kind."""
     pick, keys, began_s = random.Random(seed), config_keys(), time.monotonic()
     outcomes: dict[str, Counter[str]] = {kind.__name__: Counter() for kind in SHARES}
     wrong: list[str] = []
@@ -71,7 +71,7 @@ def fuzz_configurations(number: int, max_s: float, seed: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _workplace() -> Iterator[Path]:
-    """Work in a new directory that has a small run, with memory enough for this and no more."""
+    """Work in a new directory with a small run, and limit the memory."""
     before, limits = Path.cwd(), resource.getrlimit(resource.RLIMIT_AS)
     silenced = logging.root.manager.disable
     root = str(Path(__file__).parents[3])

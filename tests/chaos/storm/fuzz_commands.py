@@ -1,4 +1,4 @@
-"""Command lines made of chance, for every command; what would take long is kept small."""
+"""Random command lines for every command, with small sizes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _OPTIONS = {
 
 
 def command_line(arguments: list[str], exit_codes: tuple[int, ...] = (0, 2)) -> bool:
-    """Give a command line to fastrl; return whether it was accepted.
+    """Run a fastrl command line; return whether it was accepted.
 
     Raises:
         AssertionError: It ended in another way than with success, or with code 2 and one line.
@@ -95,7 +95,7 @@ def files(pick: random.Random, keys: list[str], directory: Path) -> tuple[str, C
 def commands(
     pick: random.Random, keys: list[str], directory: Path
 ) -> tuple[str, Callable[[], bool]]:
-    """Run any command; what it finds of runs is a small one that was trained before."""
+    """Run any command, with a small run that was trained before."""
     command = pick.choice(sorted(_OPTIONS))
     if pick.random() < 0.02:
         return repr([word := misspelt(pick, command)]), lambda: command_line([word])
@@ -106,7 +106,7 @@ def commands(
             arguments += [f"env.id={(chosen := pick.choice(_IDS))}"]
             if chosen.startswith("tests"):
                 arguments.append(f"env.kwargs={{spaces_seed: {pick.randrange(10**6)}}}")
-        # Of these two only what is refused: what they do takes seconds.
+        # Only rejected input for these two: their work takes seconds.
         arguments += _SMALL if command not in ("throughput", "tune") else ["env.id=Nowhere-v0"]
     elif command == "envs":
         arguments += [text(pick)] if pick.random() < 0.5 else []

@@ -1,4 +1,4 @@
-"""Calls of public constructors made of chance; what is made is used once."""
+"""Random calls of public constructors; each object is used once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IDS = (_ANY, _ANY, "CartPole-v1", "fastrl/CartPole-v1", "fastrl/Pendulum-v1", "
 def constructors(
     pick: random.Random, keys: list[str], directory: Path
 ) -> tuple[str, Callable[[], bool]]:
-    """Call one; it succeeds, or says in one line what is wrong."""
+    """Call one; it succeeds, or fails with one line."""
     description, call = pick.choice(_KINDS)(pick, directory)
 
     def accepted() -> bool:
@@ -184,7 +184,7 @@ def _env(pick: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def _odd_arguments(pick: random.Random, directory: Path) -> Call:
-    """Give something odd where something of fastrl's own belongs."""
+    """Pass an odd value in place of a fastrl object."""
     odd = oddity(pick)
     # None would be the default, with which it plays 100 episodes.
     no_default = -1 if odd is None else odd

@@ -1,4 +1,4 @@
-"""Directories of runs, damaged by chance, and what commands say of them."""
+"""Commands on randomly damaged run directories."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
 def damages(
     pick: random.Random, keys: list[str], directory: Path
 ) -> tuple[str, Callable[[], bool]]:
-    """Damage one to three things in a copy of the small run, and give it to a command."""
+    """Damage one to three files in a copy of the small run, and run a command on it."""
     seed, (command, *options) = pick.randrange(10**9), pick.choice(_COMMANDS)
 
     def attempt() -> bool:

@@ -1,4 +1,4 @@
-"""Kills training runs, or one of their ranks, at random moments, and resumes them."""
+"""Kill training runs, or one of their ranks, at random moments, and resume them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fastrl.training.checkpoint import CheckpointStore
 ROOT = Path(__file__).parents[3]
 _START_S = 120.0
 _END_S = 60.0
-"""Twice the deadline of a rank that gives no sign of life."""
+"""Twice the deadline of a rank's heartbeat."""
 
 
 @dataclass
 class Kills:
-    """What came of it.
+    """Results of the kills.
 
     Attributes:
         killed: Runs that were killed.
-        resumed: Runs that went on from the last checkpoint of the one before.
+        resumed: Runs that continued from the last checkpoint of the previous one.
         lost_steps: Environment steps that each kill cost: trained, and not in a checkpoint.
         interval_steps: Steps between checkpoints, and one rollout.
         left_processes: Processes of a killed run that outlived it.
@@ -50,7 +50,7 @@ class Kills:
 def kill_again_and_again(
     directory: Path, times: int, max_s: float, seed: int = 0, ranks: int = 1
 ) -> Kills:
-    """Train CartPole with all kinds of processes; kill it, resume it, and look what is left.
+    """Train CartPole with all kinds of processes; kill it, resume it, and count what remains.
 
     Of several ranks one is killed. The others must save and end, each with exit code 1.
     """
@@ -162,7 +162,7 @@ def _trained_steps(run: Path) -> int:
 
 
 def _left(family: list[int]) -> int:
-    """Return how many processes are there five seconds later at most."""
+    """Return how many processes are left after at most five seconds."""
     until, left = time.monotonic() + 5.0, list(family)
     while left and time.monotonic() < until:
         left = [pid for pid in left if _is_alive(pid)]

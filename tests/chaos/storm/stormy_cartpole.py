@@ -1,4 +1,4 @@
-"""A CartPole whose simulator raises, hangs or aborts now and then."""
+"""A CartPole whose simulator raises, hangs or aborts occasionally."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EVERY = 20_000
 
 
 class StormyCartPole(CartPoleEnv):
-    """Fails by chance; each process has other chances."""
+    """CartPole that fails at random, differently in each process."""
 
     def __init__(self, *, calm: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -34,5 +34,5 @@ class StormyCartPole(CartPoleEnv):
 
 
 def make(**kwargs: Any) -> StormyCartPole:
-    """Return one."""
+    """Return a `StormyCartPole`."""
     return StormyCartPole(**kwargs)

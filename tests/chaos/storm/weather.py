@@ -1,4 +1,4 @@
-"""Kills, stops and aborts the processes of a sampler at random moments, and times the recovery."""
+"""Kill, stop and abort the processes of a sampler at random moments, and time the recovery."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _GIVE_UP_S = 120.0
 
 @dataclass
 class Storm:
-    """Hits one worker at a time, and waits until its place is taken before it hits the next one.
+    """Injects a fault into one worker at a time, and waits for its replacement before the next.
 
     Attributes:
-        sampler: Whose workers.
-        seed: Of the choices.
-        pause_s: Shortest and longest time between a recovery and the next hit.
-        deadline_s: After which a stopped worker is replaced; not counted as recovery.
-        extra_pids: Gives other processes to hit, by name.
+        sampler: Sampler of the workers.
+        seed: Seed of the choices.
+        pause_s: Shortest and longest time between a recovery and the next fault.
+        deadline_s: Deadline after which a stopped worker is replaced; not counted as recovery.
+        extra_pids: Function that returns other processes to hit, by name.
         hits: How often each kind of fault hit each kind of worker.
         recovery_s: From each hit to the first step of the successor.
     """
@@ -44,23 +44,23 @@ class Storm:
     unrecovered: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Prepare."""
+        """Initialise the storm."""
         self._pick, self._over = random.Random(self.seed), threading.Event()
         self._thread = threading.Thread(target=self._rage, daemon=True)
 
     def __enter__(self) -> Storm:
-        """Begin."""
+        """Start the thread that injects faults."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Calm down."""
+        """Stop injecting faults."""
         self._over.set()
         self._thread.join()
 
     @property
     def over(self) -> bool:
-        """Whether it has calmed down."""
+        """Whether it has stopped."""
         return self._over.is_set()
 
     def _rage(self) -> None:

@@ -1,4 +1,4 @@
-"""A training run in a storm: hit until it was hit often enough, and looked at step by step."""
+"""A training run under faults, of which every step is checked."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _LEARNT = 0.9 * SCORE
 
 
 class Witness:
-    """Stands beside `fastrl.training.train` while it trains CartPole, within a ``with`` block.
+    """Checks `fastrl.training.train` while it trains CartPole, within a ``with`` block.
 
     Attributes:
-        storm: Hits env workers, model workers and a throughput process.
-        checked: Transitions that were looked at.
-        misplaced: Those of them that do not lead from one observation to the next.
+        storm: Injects faults into env workers, model workers and a throughput process.
+        checked: Number of checked transitions.
+        misplaced: Number of them that do not lead from one observation to the next.
 
     Args:
-        faults: After so many in the log the storm is over, and training goes on to its score.
+        faults: Number of logged faults after which the storm ends and training continues.
         log: The run's ``faults.jsonl``.
-        until_s: When to give up.
-        seed: Of the storm.
+        until_s: Time at which to give up.
+        seed: Seed of the storm.
     """
 
     def __init__(self, faults: int, log: Path, until_s: float, seed: int) -> None:
@@ -49,7 +49,7 @@ class Witness:
         self._patches = ExitStack()
 
     def __enter__(self) -> Witness:
-        """Stand by."""
+        """Wrap the sampler of the run."""
         make_sampler, after_update = session.make_sampler, session.TrainingSession.after_update
 
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -79,7 +79,7 @@ class Witness:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Calm down."""
+        """End the storm."""
         self.storm.__exit__()
         self._patches.close()
 

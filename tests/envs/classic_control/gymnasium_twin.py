@@ -1,4 +1,4 @@
-"""Gymnasium's environments, put into given states: the oracle that ours are held against."""
+"""Gymnasium's environments set to given states: the reference for fastrl's."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FIRST = [
     name if name in ("CartPole-v1", "Pendulum-v1") else pytest.param(name, marks=pytest.mark.slow)
     for name in NAMES
 ]
-"""For what takes long: a task of each kind of action, and slowly the rest."""
+"""Parameters of long tests: a task per kind of action; the rest are marked slow."""
 
 
 class GymnasiumTwin:
-    """n of gymnasium's environments, which start each step from the states that they are given."""
+    """n of gymnasium's environments, which start each step from given states."""
 
     def __init__(self, name: str, num_envs: int) -> None:
         self._envs = [
@@ -50,7 +50,7 @@ class GymnasiumTwin:
 
 
 def random_actions(name: str, observations, rng):
-    """Return actions that know nothing; continuous ones reach beyond their bounds."""
+    """Return random actions; continuous ones reach beyond their bounds."""
     n = len(observations)
     match name:
         case "CartPole-v1":
@@ -63,7 +63,7 @@ def random_actions(name: str, observations, rng):
 
 
 def skilled_actions(name: str, observations, rng):
-    """Return the actions of a controller that solves the task; `SOLVED` says how well."""
+    """Return the actions of a controller that solves the task with the return `SOLVED`."""
     match name:
         case "CartPole-v1":
             x, x_dot, theta, theta_dot = observations.T
@@ -112,7 +112,7 @@ SOLVED = {
     "MountainCarContinuous-v0": 88,
     "Pendulum-v1": -200,
 }
-"""What the mean return of `skilled_actions` exceeds."""
+"""Lower bound of the mean return of `skilled_actions`."""
 
 LEARNT = {
     "Acrobot-v1": -120,
@@ -121,4 +121,4 @@ LEARNT = {
     "MountainCarContinuous-v0": 60,
     "Pendulum-v1": -300,
 }
-"""What that of `trained_actions` exceeds: of samples, whose noise costs some of it."""
+"""Lower bound of the mean return of `trained_actions`, which are noisy samples."""

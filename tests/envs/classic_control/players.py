@@ -1,4 +1,4 @@
-"""Plays fastrl's environments beside gymnasium's, and holds every step against theirs."""
+"""Play fastrl's environments beside gymnasium's, and compare every step."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fastrl.envs.tensor import make_tensor
 from tests.envs.classic_control.gymnasium_twin import NAMES, GymnasiumTwin
 from tests.envs.stepping import views
 
-# Of 1 + the magnitude. Every step is held against double precision, from the same state; Acrobot's
+# Of 1 + the magnitude. Every step is compared with double precision, from the same state; Acrobot's
 # goes through four stages with velocities of up to 28 rad/s.
 TOLERANCE = {name: 5e-7 for name in NAMES} | {"Acrobot-v1": 4e-6}
 
 
 def put(env: ClassicControlBatch, states: np.ndarray) -> None:
-    """Put environments into states ``[n, S]``, at the beginning of their episodes."""
+    """Set the states ``[n, S]`` of environments, at the start of their episodes."""
     saved = env.get_state()
     env.set_state({**saved, "state": states.T.astype(np.float32), "time": 0 * saved["time"]})
 
 
 class Comparison(NamedTuple):
-    """What came of a play.
+    """Results of a play.
 
     Attributes:
         episodes: Episodes that ended.
         steps: Steps of all environments.
-        largest_error: Of any observation, relative to 1 + its magnitude.
+        largest_error: Largest error of an observation, relative to 1 + its magnitude.
         return_mean: Mean return of the episodes.
     """
 
@@ -65,7 +65,7 @@ class TensorPlayer:
 
 
 class BatchPlayer:
-    """Steps the compiled loops, which are given samples of a policy and keep them inside bounds."""
+    """Steps the compiled loops, which clip the samples of a policy to the bounds."""
 
     def __init__(self, name, num_envs, seed):
         self.env = ClassicControlBatch(name, num_envs)

@@ -1,4 +1,4 @@
-"""Train the small policies whose actions `tests/envs/identity.py` holds against gymnasium.
+"""Train the small policies whose actions `tests/envs/identity.py` compares with gymnasium.
 
     python -m tests.envs.classic_control.train
     python -m tests.envs.classic_control.train --envs MountainCar-v0 --seed 1
@@ -78,7 +78,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train the policies that are asked for; return the exit code."""
+    """Train the chosen policies; return the exit code."""
     args = _parser().parse_args(arguments)
     TRAINED.mkdir(exist_ok=True)
     for env in args.envs:

@@ -1,4 +1,4 @@
-"""Kinds of players whose games the long comparisons play, and what each is given anew."""
+"""Players of the long comparisons, and the items that each is given regularly."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ ACHIEVEMENTS = list(crafter.constants.achievements)
 
 
 def semantic(batch: CrafterBatch) -> np.ndarray:
-    """Return ``[n, width, height]``: ``info["semantic"]`` of the original, for each world."""
+    """Return ``info["semantic"]`` of the original for each world, ``[n, width, height]``."""
     worlds = batch._worlds
     maps = worlds.material.copy()
     envs, xs, ys = np.nonzero(worlds.object_at)
@@ -27,14 +27,14 @@ def semantic(batch: CrafterBatch) -> np.ndarray:
 
 
 class InOrder(dict):
-    """The part of a set that Crafter uses, in the order of insertion."""
+    """Set in the order of insertion, with the methods that Crafter uses."""
 
     add = dict.setdefault
     remove = dict.__delitem__
 
 
 class OrderedWorld(crafter.engine.World):
-    """The original keeps creatures in sets, whose order depends on memory addresses."""
+    """Crafter's chunks with ordered sets; the order of the original depends on memory addresses."""
 
     def reset(self, seed=None):
         super().reset(seed)
@@ -57,12 +57,12 @@ def random_policy(env, rng):
 
 
 class Comparison:
-    """Originals and a batch that take the same actions, with everything they say compared."""
+    """Originals and a batch that take the same actions, and whose outputs are all compared."""
 
     def __init__(
         self, seeds: Sequence[int], policy: Policy, gifts: dict[str, int] | None = None, **options
     ) -> None:
-        """Start both; ``gifts`` are items that all players are given anew every three steps."""
+        """Start both; all players are given ``gifts`` again every three steps."""
         self.gifts = gifts or {}
         self.originals = [original(seed, **options) for seed in seeds]
         self.policy = policy
@@ -132,12 +132,12 @@ class Comparison:
                 raise AssertionError(f"{when}, env {i}: pixels differ at (y, x) {where} …")
 
     def same_worlds(self) -> None:
-        """Compare what no observation shows: the whole map and every object."""
+        """Compare the hidden state: the whole map and every object."""
         for ours, env in zip(semantic(self.batch), self.originals, strict=True):
             np.testing.assert_array_equal(ours, env._sem_view())
 
     def reached(self) -> set[str]:
-        """Return the achievements of all episodes, the running ones among them."""
+        """Return the achievements of all episodes, including the running ones."""
         running = {
             name
             for env in self.originals

@@ -1,4 +1,4 @@
-"""A scripted player who builds, mines, fights, farms and sleeps; it looks into the original."""
+"""A scripted player that builds, mines, fights, farms and sleeps; it reads the original's state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WALKABLE = [NAMES.index(name) for name in crafter.constants.walkable]
 
 
 class Settler:
-    """Works through crafter's tools, keeps itself alive, and errs now and then."""
+    """Player that makes crafter's tools, stays alive, and sometimes acts at random."""
 
     def __init__(self, mistakes: float = 0.05, brave: bool = True) -> None:
         self.mistakes = mistakes
@@ -76,7 +76,7 @@ class Settler:
         return f"make_{tool}"
 
     def go(self, env, materials, kind=None) -> str | None:
-        """Return the next action on the way to face the nearest of what is wanted, and use it."""
+        """Return the next action to approach the nearest wanted material or object, and use it."""
         world, player = env._world, env._player
         wanted = {NAMES.index(name) for name in materials}
         mats, objs = world._mat_map, world._obj_map
@@ -106,7 +106,7 @@ class Settler:
         return None
 
     def walk(self, env, name) -> str:
-        """Take a step, or first dig what is in the way."""
+        """Take a step, or first dig through an obstacle."""
         player = env._player
         dx, dy = MOVES[name]
         material, _ = env._world[(player.pos[0] + dx, player.pos[1] + dy)]
@@ -125,12 +125,12 @@ class Settler:
 
 
 def sleeper(env, rng) -> int:
-    """Sleeps whenever it can, as darkness and hunger come."""
+    """Player that sleeps whenever it can, in darkness and hunger."""
     return ACTIONS.index("sleep") if rng.random() < 0.9 else int(rng.integers(len(ACTIONS)))
 
 
 def fighter(env, rng) -> int:
-    """Approaches everything that moves."""
+    """Player that approaches everything that moves."""
     settler = Settler(mistakes=0.0)
     kinds = (objects.Zombie, objects.Skeleton, objects.Cow)
     if rng.random() < 0.9 and (step := settler.go(env, (), kinds)):
@@ -139,7 +139,7 @@ def fighter(env, rng) -> int:
 
 
 def farmer(env, rng) -> int:
-    """Plants saplings that it is given, waits until they are ripe, and eats them."""
+    """Player that plants given saplings, waits until they are ripe, and eats them."""
     player = env._player
     material, thing = env._world[
         (player.pos[0] + player.facing[0], player.pos[1] + player.facing[1])

@@ -1,4 +1,4 @@
-"""A player that a training run has made."""
+"""A player with a trained policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrl.training.run import _open, _policy
 
 
 class Trained:
-    """Samples from the policy of a run, seeing what the original shows."""
+    """Samples from the policy of a run, given the original's observations."""
 
     def __init__(self, run: Path) -> None:
         config, checkpoint = _open(run, None)

@@ -1,4 +1,4 @@
-"""A small robot of our own, and what steps it."""
+"""A small robot and fixtures to step it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JUMPER = """
 
 
 class Jumper(MujocoBatchedEnv):
-    """Paid for height; its episode ends where the trunk comes near the ground."""
+    """Robot rewarded for height; its episode terminates when the trunk is near the ground."""
 
     frame_skip = 2
     time_limit = 40
@@ -54,7 +54,7 @@ class Jumper(MujocoBatchedEnv):
 
 @dataclass
 class Driver:
-    """Steps an environment and holds what it wrote."""
+    """Steps an environment and keeps the rows it wrote."""
 
     env: MujocoBatchedEnv
     dtype: type = np.float64
@@ -109,7 +109,7 @@ def drive():
 
 
 BOTH = pytest.mark.parametrize("backend", ["mjbatch", "mujoco"], indirect=True)
-"""With each of what can step simulations."""
+"""Parametrise a test over the ways to step simulations."""
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ TOLERANCE = 1e-9
 
 @dataclass
 class Difference:
-    """The largest differences that a run found, and how many episodes ended in it."""
+    """The largest differences of a run, and the number of its episodes."""
 
     observation: float = 0.0
     reward: float = 0.0
@@ -26,9 +26,9 @@ class Difference:
 
 
 def originals(name, num_envs, kwargs):
-    """Return gymnasium's environments, with their time limit and nothing else around them."""
+    """Return gymnasium's environments, with their time limit and no other wrapper."""
     with warnings.catch_warnings():
-        # Version 4 is said to be out of date.
+        # gymnasium warns that version 4 is out of date.
         warnings.simplefilter("ignore")
         return [gymnasium.make(name, disable_env_checker=True, **kwargs) for _ in range(num_envs)]
 
