@@ -44,7 +44,7 @@ from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.randomization import Randomization
 from fastrl.envs.mujoco.rendering import Photographer, View
-from fastrl.envs.state import State, fitting
+from fastrl.envs.state import State, fitting, fitting_list
 from fastrl.envs.vector_facade import SingleBatchedEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -312,9 +312,12 @@ class MujocoBatchedEnv(ABC):
             self.dt = _dt(self.physics, self._nstep)
         self._clock, self._deadlines[:] = 0, self._limit - elapsed
         self._next_deadline = int(self._deadlines.min())
-        self._tracked = deepcopy(state["tracked"])
-        self._generators = deepcopy(state["generators"])
-        self._parameter_generators = deepcopy(state["parameter_generators"])
+        tracked = self._track()
+        self._tracked = None if tracked is None else fitting(state, "tracked", tracked).copy()
+        self._generators, self._parameter_generators = (
+            fitting_list(state, name, np.random.Generator, self.num_envs)
+            for name in ("generators", "parameter_generators")
+        )
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return the terms of the last step's rewards by name, each ``[n]``."""
