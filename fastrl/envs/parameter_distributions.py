@@ -59,7 +59,7 @@ class Distribution:
         if self.kind == "choice":
             chosen = generator.integers(len(self.values), size=shape)
             if not shape or not any(value.ndim for value in self.values):
-                return np.asarray(self.values)[chosen]  # type: ignore[no-any-return]
+                return np.asarray(self.values)[chosen]
             return np.select([chosen == index for index in range(len(self.values))], self.values)
         first, second = self.values
         if self.kind == "normal":

@@ -177,7 +177,8 @@ class PreviousActionReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstruc
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
-        observation, info = self.env.reset(seed=seed, options=options)
+        given = {} if options is None else {"options": options}
+        observation, info = self.env.reset(seed=seed, **given)
         return self._with(observation, np.zeros(self._vector.size, np.float32), 0.0), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

@@ -336,6 +336,18 @@ def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[
     return found
 
 
+def fitting_list(state: Mapping[str, Any], name: str, kind: type[Any], count: int) -> list[Any]:
+    """Return a copy of the list ``name`` of a state, which must have ``count`` objects of a class.
+
+    Raises:
+        StateError: It is missing, or another.
+    """
+    found = state.get(name) if isinstance(state, Mapping) else None
+    if not isinstance(found, list) or [type(each) for each in found] != [kind] * count:
+        raise StateError(f"the state's list '{name}' must have {count} of {kind.__name__}")
+    return copy.deepcopy(found)
+
+
 def _layers(env: Any) -> Iterator[Any]:
     """Yield the wrappers, the outermost first, and the environment itself."""
     yield env

@@ -248,6 +248,22 @@ def test_crafter_rejects_states_that_lead_out_of_its_arrays():
             load_state(env, state)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("fastrl/Crafter-v1", "episodes"),
+        *(("fastrl/Hopper-v5", x) for x in ("generators", "tracked")),
+    ],
+)
+def test_damaged_states_are_rejected_when_they_are_loaded(env_id, name):
+    env = EnvFactory(env_id).batched(2)
+    env.reset([0, 1], views_of(env).observation)
+    for damaged in (None, "x", [], [None] * 2, np.zeros(5)):
+        with pytest.raises(StateError, match=f"the state's .* '{name}' must"):
+            load_state(env, {**state_of(env), name: damaged})
+    load_state(env, state_of(env))
+
+
 def test_times_of_episodes_go_on(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(states.time, "perf_counter", lambda: now[0])

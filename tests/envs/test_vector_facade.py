@@ -123,11 +123,14 @@ def test_seeds_are_consecutive_or_given_one_by_one():
     [
         ({"seed": [1]}, "seed: got 1 seeds for 2 environments"),
         ({"seed": 1, "options": {"speed": 2}}, "takes no options, got ['speed']"),
+        ({"options": {"reset_mask": np.array([True, False])}}, "resets all environments together"),
     ],
 )
 def test_mistakes_in_a_reset_are_refused(reset, message):
+    envs = facade(2)
+    envs.reset(seed=0)
     with pytest.raises(ArgumentError) as caught:
-        facade(2).reset(**reset)
+        envs.reset(**reset)
 
     assert message in str(caught.value)
 

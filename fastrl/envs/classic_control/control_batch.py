@@ -226,9 +226,10 @@ class ClassicControlBatch:
             batch.params[rows] = kept[rows]
 
     def close(self) -> None:
-        """End the threads; safe to call twice."""
+        """End the threads, without which later steps take place in this one."""
         if self._pool is not None:
             self._pool.shutdown()
+        self._pool, self._ranges = None, [(0, self.num_envs)]
 
     def get_state(self) -> State:
         """Return the state on which later steps depend, by name; see `fastrl.envs.state`."""

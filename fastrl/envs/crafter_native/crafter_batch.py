@@ -31,7 +31,7 @@ from fastrl.envs.crafter_native.world_kernels import (
 )
 from fastrl.envs.crafter_native.worldgen import world_scratch
 from fastrl.envs.family import Vector
-from fastrl.envs.state import State, fitting
+from fastrl.envs.state import State, fitting, fitting_list
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -244,10 +244,13 @@ class CrafterBatch:
         outcome = self._outcome._asdict()
         pairs = [(fitting(state["outcome"], name, each), each) for name, each in outcome.items()]
         pairs.append((fitting(state, "next_seeds", self._next_seeds), self._next_seeds))
+        seeds, episodes = (
+            fitting_list(state, name, int, self.num_envs) for name in ("seeds", "episodes")
+        )
         load(self._worlds, state["worlds"])
         for found, live in pairs:
             live[...] = found
-        self._seeds, self._episodes = list(state["seeds"]), list(state["episodes"])
+        self._seeds, self._episodes = seeds, episodes
         self._most_steps = int(self._worlds.record["steps"].max())  # type: ignore[index]
 
     def close(self) -> None:

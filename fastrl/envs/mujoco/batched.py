@@ -44,8 +44,7 @@ from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.randomization import Randomization
 from fastrl.envs.mujoco.rendering import Photographer, View
-from fastrl.envs.mujoco.simulations import Rows as Which
-from fastrl.envs.state import State, fitting
+from fastrl.envs.state import State, fitting, fitting_list
 from fastrl.envs.vector_facade import SingleBatchedEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -220,25 +219,33 @@ class MujocoBatchedEnv(ABC):
             EnvError: There is not one seed per environment.
         """
         self._shapes.check_seeds(seeds)
-        self._generators = [np_random(int(seed))[0] for seed in seeds]
-        # A separate stream, so that the draws of `initial` equal gymnasium's in any case.
-        self._parameter_generators = [
-            np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=(1,)))
-            for seed in seeds
-        ]
-        self._start_all(observation, first=True)
+        streams = [_streams(seed) for seed in seeds]
+        self._generators, self._parameter_generators = map(list, zip(*streams, strict=True))
+        self._start(observation, np.ones(self.num_envs, np.bool_), first=True)
 
-    def restart(self, observation: Rows) -> None:
-        """Start an episode in every environment from the environments' random streams.
+    def restart(
+        self,
+        observation: Rows,
+        chosen: NDArray[np.bool_] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Start the next episode.
 
         Args:
-            observation: One array ``[n, size]``, written.
+            observation: One array ``[n, size]``, written where an episode starts.
+            chosen: ``[n]`` bool: in which environments; in all by default.
+            seeds: One for each environment that is chosen: the first episode of its stream starts.
 
         Raises:
-            EnvError: The environments were never seeded by `reset`.
+            EnvError: The environments were never seeded by `reset`, or an array does not fit.
         """
         self._check_seeded()
-        self._start_all(observation, first=False)
+        chosen = np.ones(self.num_envs, np.bool_) if chosen is None else chosen
+        self._shapes.check_restart(observation, chosen)
+        if seeds is not None:
+            for index, seed in zip(np.flatnonzero(chosen).tolist(), seeds, strict=True):
+                self._generators[index], self._parameter_generators[index] = _streams(seed)
+        self._start(observation, chosen, first=seeds is not None)
 
     def step(self, views: StepViews) -> None:
         """Step every environment once; see `BatchedEnv.step`.
@@ -305,9 +312,12 @@ class MujocoBatchedEnv(ABC):
             self.dt = _dt(self.physics, self._nstep)
         self._clock, self._deadlines[:] = 0, self._limit - elapsed
         self._next_deadline = int(self._deadlines.min())
-        self._tracked = deepcopy(state["tracked"])
-        self._generators = deepcopy(state["generators"])
-        self._parameter_generators = deepcopy(state["parameter_generators"])
+        tracked = self._track()
+        self._tracked = None if tracked is None else fitting(state, "tracked", tracked).copy()
+        self._generators, self._parameter_generators = (
+            fitting_list(state, name, np.random.Generator, self.num_envs)
+            for name in ("generators", "parameter_generators")
+        )
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return the terms of the last step's rewards by name, each ``[n]``."""
@@ -344,14 +354,11 @@ class MujocoBatchedEnv(ABC):
             fps=frames_per_s(batched),
         )
 
-    def _start_all(self, observation: Rows, *, first: bool) -> None:
+    def _start(self, observation: Rows, chosen: NDArray[np.bool_], *, first: bool) -> None:
         self._shapes.check_restart(observation)
-        self._clock = 0
         # The model's time steps may have changed.
         self.dt = _dt(self.physics, self._nstep)
-        self._restart(np.arange(self.num_envs), first=first)
-        self._tracked = self._track()
-        _write(self.observation(self.physics.now), observation[0])
+        self._begin(chosen, observation[0], first=first)
 
     def _check_seeded(self) -> None:
         if not self._generators:
@@ -359,24 +366,30 @@ class MujocoBatchedEnv(ABC):
 
     def _begin_next(self, ended: NDArray[np.bool_], views: StepViews) -> None:
         """Store the last observations of episodes that ended, and start the next ones."""
-        observation, now = views.observation[0], self.physics.now
         # The terms may be views of fields, which restarting overwrites.
         self.terms = {name: np.array(term) for name, term in self.terms.items()}
-        views.final_observation[0][ended] = observation[ended]
-        self._restart(ended, first=False)
-        column = 0
-        for part in self.observation(now):
-            observation[ended, column : column + part.shape[1]] = part[ended]
-            column += part.shape[1]
-        if self._tracked is not None:
-            self._tracked[ended] = self.tracked(now)[ended]
+        views.final_observation[0][ended] = views.observation[0][ended]
+        self._begin(ended, views.observation[0], first=False)
 
-    def _restart(self, rows: Which, *, first: bool) -> None:
+    def _begin(self, chosen: NDArray[np.bool_], rows: NDArray[Any], *, first: bool) -> None:
+        """Start episodes, and write their first observations into rows."""
+        self._restart(chosen, first=first)
+        column = 0
+        for part in self.observation(self.physics.now):
+            rows[chosen, column : column + part.shape[1]] = part[chosen]
+            column += part.shape[1]
+        tracked = self._track()
+        if self._tracked is None:
+            self._tracked = tracked
+        else:
+            self._tracked[chosen] = tracked[chosen]
+
+    def _restart(self, rows: NDArray[np.bool_], *, first: bool) -> None:
         if self._randomization is not None:
             self._randomization.draw(rows, self._parameter_generators, first=first)
             self.dt = _dt(self.physics, self._nstep)
-        indices = np.flatnonzero(rows) if rows.dtype == bool else rows
-        drawn = [self.initial(self._generators[index]) for index in indices.tolist()]
+        indices = np.flatnonzero(rows).tolist()
+        drawn = [self.initial(self._generators[index]) for index in indices]
         if first:
             model = self.physics.model
             _check_initial(self._name, drawn[0], int(model.nq), int(model.nv))
@@ -394,6 +407,15 @@ class MujocoBatchedEnv(ABC):
 def frames_per_s(batched: MujocoBatchedEnv) -> int:
     """Return how many pictures make a second of simulated time."""
     return round(1 / float(np.min(batched.dt)))
+
+
+def _streams(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+    """Return the random streams of a seed: gymnasium's, and one of parameters.
+
+    The latter is its own, so that the draws of `initial` are gymnasium's either way.
+    """
+    own = np.random.SeedSequence(int(seed), spawn_key=(1,))
+    return np_random(int(seed))[0], np.random.default_rng(own)
 
 
 def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:

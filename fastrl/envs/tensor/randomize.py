@@ -99,7 +99,8 @@ def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:
     """Return a switch as 0.0 or 1.0, or one of these for each environment."""
     given = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     several = isinstance(given, Sequence) and not isinstance(given, str)
-    found = [words.get(x) if isinstance(x, str) else x for x in (given if several else [given])]
+    all_given: list[Any] = [*given] if several else [given]
+    found: list[Any] = [words.get(each) if isinstance(each, str) else each for each in all_given]
     if not all(isinstance(each, Real) and each in (0, 1) for each in found):
         known = " or ".join(map(repr, words)) or "true or false"
         raise EnvError(f"env.kwargs.{name}: expected {known}, got {brief(value)}")

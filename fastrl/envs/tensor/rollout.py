@@ -13,11 +13,12 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fastrl.arguments import whole
+from fastrl.arguments import instance, whole
 from fastrl.envs.device_env import DeviceEnv, DeviceProgram, bounding
 from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.tensor_policy import TensorPolicy, Weights
+from fastrl.errors import EnvError
 from fastrl.spec import checked_step, only_given, outputs_of, split_mask
 
 S = TypeVar("S", bound=Timed)
@@ -120,15 +121,19 @@ class Rollouts(Generic[S, P]):
                 policy with a memory.
 
         Raises:
+            ConfigError: An argument is of the wrong kind.
             EnvError: A parameter has an impossible value, or a `DeviceEnv` takes actions that are
                 not one array.
         """
+        whole("steps_per_graph", steps_per_graph, at_least=0)
+        if sequence_length is not None:
+            whole("sequence_length", sequence_length)
         self._env: Any
         if isinstance(env, DeviceEnv):
             self._env, self._device = DeviceProgram(env), torch.device(env.device)
             steps_per_graph = 0
         else:
-            limited = cast(P, params)
+            limited: P = instance("params", cast(P, params), env.params_type)
             self._env, self._device = env.fitted(limited), limited.max_episode_steps.device
         self._policy, self._params, spec = policy, params, self._env.spec
         self._outputs = outputs_of(policy)
@@ -224,6 +229,11 @@ class Rollouts(Generic[S, P]):
         """Return a rollout with one step for each row of noise, and the start of the next."""
         steps, here = [], start
         initial = self._initial_state(weights, noise.env.shape[1])
+        if initial is not None and len(noise.env) % (self._sequence_length or len(noise.env)):
+            raise EnvError(
+                f"sequence_length must divide the length of rollouts, {len(noise.env)}, got "
+                f"{self._sequence_length}"
+            )
         for part in _parts(noise, self._steps_per_graph):
             taken, here = self._take_steps(weights, here, part, initial)
             if self._steps_per_graph and self._device.type == "cuda":

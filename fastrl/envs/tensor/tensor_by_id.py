@@ -122,7 +122,7 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
         limit = torch.full_like(params.max_episode_steps, config.max_episode_steps)
         params = params._replace(max_episode_steps=limit)
     if config.randomize or expose:
-        env = Randomized(env, config.randomize, expose=expose)
+        env = Randomized(env, config.randomize, expose=bool(expose))
     return env, params
 
 

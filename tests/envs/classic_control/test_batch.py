@@ -62,6 +62,7 @@ def test_threads_change_nothing(n, threads):
         env.close()
         env.close()
     assert_same(*results)
+    assert_same(results[0], run(env, range(n), random_actions(env.spec, n, 4)))  # by one thread
 
 
 def test_an_environment_is_no_different_at_the_end_of_a_long_batch():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gymnasium
+import numpy as np
 import pytest
 
 from fastrl.envs.mujoco import ENVIRONMENTS
@@ -62,6 +64,32 @@ def test_keyword_arguments_mean_what_they_mean_in_gymnasium(name, kwargs):
     assert found.observation <= TOLERANCE
     assert found.reward <= TOLERANCE
     assert found.terms <= TOLERANCE
+
+
+# Version 4 is said to be out of date.
+@pytest.mark.filterwarnings("ignore:.*is out of date")
+@pytest.mark.parametrize("name", ["Hopper-v5", "Reacher-v4"])
+def test_some_robots_are_reset_as_gymnasiums_are(name):
+    generator, n = np.random.default_rng(0), 3
+    envs = gymnasium.make_vec(f"fastrl/{name}", n, max_episode_steps=15)
+    singles = [gymnasium.make(name, max_episode_steps=15) for _ in range(n)]
+    first = [single.reset(seed=4 + index)[0] for index, single in enumerate(singles)]
+    assert np.array_equal(envs.reset(seed=4)[0], first)
+    envs.action_space.seed(0)
+    for _ in range(40):
+        chosen, seed = generator.random(n) < 0.3, [None, 7][generator.integers(2)]
+        if chosen.any():
+            seen, _ = envs.reset(seed=seed, options={"reset_mask": chosen})
+            for place, index in enumerate(np.flatnonzero(chosen)):
+                own = None if seed is None else seed + place
+                assert np.array_equal(seen[index], singles[index].reset(seed=own)[0])
+        actions = envs.action_space.sample()
+        seen, rewards, *_ = envs.step(actions)
+        for index, single in enumerate(singles):
+            observation, reward, *ends, _ = single.step(actions[index])
+            assert rewards[index] == pytest.approx(reward, abs=TOLERANCE)
+            observation = single.reset()[0] if any(ends) else observation
+            assert np.abs(seen[index] - observation).max() <= TOLERANCE
 
 
 @pytest.mark.slow
