@@ -266,7 +266,8 @@ def _sampled(
         if bounds != "squash":
             return rows.astype(np.float32)
         half = (leaf.high.astype(np.float64) - leaf.low) / 2
-        inside = (rows - (leaf.low + half)) / half
+        # Equal bounds leave one action, which any sample gives.
+        inside = (rows - (leaf.low + half)) / np.where(half > 0, half, 1.0)
         unsquashed: NDArray[Any] = np.arctanh(np.clip(inside, -_INSIDE, _INSIDE))
         return unsquashed.astype(np.float32)
     if (wrong := outside(leaf, rows)).any():

@@ -44,6 +44,7 @@ from fastrl.workers.plan import SamplingPlan
 
 FOLDER = "demonstrations"
 """Subdirectory of a run with the dataset of each rollout."""
+_ROLLOUT = "rollout_"
 _EPISODE = "episode"
 """Field ``[T, B] int64``: number of each step's episode in the run."""
 
@@ -91,8 +92,10 @@ class DAggerSampler(Sampler):
         if self._parts is None:
             with writing(self._directory):
                 make_directory(self._directory)
-                for path in sorted(self._directory.iterdir()):
-                    if path.name >= self._path(self._rollouts).name or path.name.startswith("."):
+                next_name = self._path(self._rollouts).name
+                for path in self._directory.iterdir():
+                    name = path.name.removeprefix(".")
+                    if name.startswith(_ROLLOUT) and (name >= next_name or name != path.name):
                         shutil.rmtree(path)
             self._parts = [self._read(number) for number in range(self._rollouts)]
         self._sampler.start()
@@ -155,7 +158,7 @@ class DAggerSampler(Sampler):
         return numbers.cummax(0).values[1:]
 
     def _path(self, number: int) -> Path:
-        return self._directory / f"rollout_{number:08d}"
+        return self._directory / f"{_ROLLOUT}{number:08d}"
 
     def _read(self, number: int) -> Demonstrations:
         # All rollouts are read from their files, so that a resumed run learns from the same rows.
@@ -240,13 +243,19 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
     """Check the expert of a run of DAgger, before the run has a directory.
 
     Raises:
-        ConfigError: It is missing or does not match the environment, or the sampler runs no expert.
+        ConfigError: It is missing or does not match the environment, the sampler runs no expert, or
+            bad numbers would be learnt from again.
     """
     if not isinstance(config.algorithm, DAggerConfig):
         return
     if config.sampler.kind == "device":
         raise ConfigError(
             "sampler.kind: must be process or serial with algorithm.name: dagger, got device"
+        )
+    if config.faults.bad_numbers == "skip_update":
+        raise ConfigError(
+            "faults.bad_numbers: must be raise or truncate_episode with algorithm.name: dagger, "
+            "which learns from each rollout again, got skip_update"
         )
     expert = load_expert(config, env_spec)
     if isinstance(expert, AsPlayed) and isinstance(expert.expert, FunctionPolicy):

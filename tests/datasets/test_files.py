@@ -160,14 +160,15 @@ def test_what_differs_only_in_stored_types_is_the_same(tmp_path):
 
 
 def test_squashed_actions_come_back(tmp_path):
-    spec = EnvSpec("Some-v0", FLOATS, spaces.Box(-2, 3, (1,)))
+    # The second number has a single value.
+    spec = EnvSpec("Some-v0", FLOATS, spaces.Box(np.float32([-2, 1]), np.float32([3, 1])))
     episode = drawn(spec)
-    sampled = np.float32([[-1], [0], [0.5], [20]])
+    sampled = np.float32([[-1, 0], [0, 0], [0.5, 0], [20, 0]])
     with DatasetWriter(tmp_path / "set", spec, "squash") as writer:
         writer.add([Episode(episode.observation, {"": sampled}, episode.reward, False)])
     found = load_demonstrations(tmp_path / "set", spec, action_bounds="squash").action[""]
     assert np.allclose(found[:3], sampled[:3], atol=1e-5)
-    assert 6 < found[3] < 8
+    assert 6 < found[3, 0] < 8
 
 
 def test_fewer_episodes_are_read_and_more_are_one_line(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastrl import PolicyStep, TensorSpec, make_plan, make_sampler
-from fastrl.config import Config, load_config, save_config
+from fastrl.config import Config, FaultsConfig, load_config, save_config
 from fastrl.datasets import load_demonstrations
 from fastrl.envs.masked_tasks import LEFT, RIGHT
 from fastrl.errors import ConfigError
@@ -259,12 +259,19 @@ def test_a_resumed_memory_learns_from_the_episodes_of_one_session(signposted, tm
 
     train(run_for("whole", 256))
     train(run_for("parts", 128))
+    # Files of others stay, what an interrupted session left does not.
+    folder = tmp_path / "parts" / "demonstrations"
+    (folder / "summary.txt").touch()
+    for name in ("rollout_00000002", ".rollout_00000001.partial"):
+        (folder / name).mkdir()
     resume(tmp_path / "parts", ["total_steps=256"])
     whole, parts = (
         CheckpointStore(tmp_path / name / "checkpoints").load("last") for name in ("whole", "parts")
     )
     assert_same(whole.model, parts.model)
     assert_same(whole.state["learner"], parts.state["learner"])
+    names = [f"rollout_{number:08d}" for number in range(4)]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "summary.txt"]
 
 
 def test_an_expert_that_does_not_fit_is_one_line(expert, tmp_path):
@@ -281,6 +288,10 @@ def test_an_expert_that_does_not_fit_is_one_line(expert, tmp_path):
         (
             counting(run).model_copy(update={"algorithm": run_of(run, expert).algorithm}),
             "algorithm.expert: .* is not of 'tests.counting_env:make': observation is Box",
+        ),
+        (
+            counting(run).model_copy(update={"faults": FaultsConfig(bad_numbers="skip_update")}),
+            "faults.bad_numbers: must be raise or truncate_episode with algorithm.name: dagger",
         ),
     ):
         with pytest.raises(ConfigError, match=message):
