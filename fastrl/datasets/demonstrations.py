@@ -176,8 +176,6 @@ def _read(
     """Yield the checked arrays of each episode that has steps."""
     number_read = 0
     for number, episode in enumerate(files.episodes()):
-        if number_read == episodes:
-            return
         try:
             has_steps = any(len(episode[key]) for key in ("rewards", "terminations"))
             rows = reader.read(episode) if has_steps else None
@@ -186,6 +184,8 @@ def _read(
         if rows is not None:
             yield rows
             number_read += 1
+        if number_read == episodes:
+            return
 
 
 def _require_episodes(found: int, wanted: int | None, what: str) -> None:

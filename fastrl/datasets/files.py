@@ -260,8 +260,8 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
     path = file_path(key, path)
     what = f"{key}: '{path}'"
     found: list[tuple[Any, dict[str, Any]]] = []
-    for folder in _folders(path, what):
-        with _reading(what):
+    with _reading(what):
+        for folder in _folders(path, what):
             metadata = _metadata(folder)
             # Without spaces, minari would import and build the environment that the file names.
             if missing := [name for name in _REQUIRED if name not in metadata]:

@@ -169,6 +169,18 @@ def test_squashed_actions_come_back(tmp_path):
     found = load_demonstrations(tmp_path / "set", spec, action_bounds="squash").action[""]
     assert np.allclose(found[:3], sampled[:3], atol=1e-5)
     assert 6 < found[3, 0] < 8
+    with pytest.raises(ConfigError, match="'clip' or 'squash' or None, got 'squeeze'"):
+        load_demonstrations(tmp_path / "set", spec, action_bounds="squeeze")
+
+
+def test_episodes_beyond_those_wanted_are_not_read(tmp_path):
+    spec = EnvSpec("Some-v0", FLOATS, ACTIONS["discrete"])
+    for name in ("one", "two"):
+        path = written(tmp_path / name, spec, [drawn(spec)])
+    (path / "data" / "main_data.hdf5").write_text("damaged")
+    assert len(load_demonstrations(tmp_path, episodes=1)) == 4
+    with pytest.raises(ConfigError, match=r"episode 1 of .* cannot be read"):
+        load_demonstrations(tmp_path)
 
 
 def test_fewer_episodes_are_read_and_more_are_one_line(tmp_path):
@@ -184,6 +196,8 @@ def test_fewer_episodes_are_read_and_more_are_one_line(tmp_path):
 def test_what_is_no_dataset_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="none' is not a directory"):
         load_demonstrations(tmp_path / "none")
+    with pytest.raises(ConfigError, match="File name too long"):
+        load_demonstrations(tmp_path / ("long" * 100))
     with pytest.raises(ConfigError, match="is not a dataset"):
         load_demonstrations(tmp_path)
     spec = EnvSpec("Some-v0", FLOATS, ACTIONS["discrete"])
