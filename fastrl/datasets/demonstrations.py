@@ -40,8 +40,8 @@ class Demonstrations:
         action: Per leaf ``[N, *shape]``, as a policy samples it; see
             `fastrl.spaces.action_specs`.
         reward: ``[N] float32``.
-        terminated: ``[N] bool``.
-        truncated: ``[N] bool``: the last step of each episode has one of the two.
+        terminated: ``[N] bool``: only true in the last step of an episode; in files, earlier marks are
+            ignored.
         final_observation: Per leaf ``[E, *shape]``: observation after the last step of each
             episode.
         lengths: ``[E] int64``: steps of each episode.
@@ -53,7 +53,6 @@ class Demonstrations:
     action: Mapping[str, Tensor]
     reward: Tensor
     terminated: Tensor
-    truncated: Tensor
     final_observation: Mapping[str, Tensor]
     lengths: Tensor
     fields: Mapping[str, Tensor]
@@ -66,6 +65,13 @@ class Demonstrations:
     def ends(self) -> Tensor:
         """``[E] int64``: the row of the last step of each episode."""
         return self.lengths.cumsum(0) - 1
+
+    @cached_property
+    def truncated(self) -> Tensor:
+        """``[N] bool``: the last step of each episode that did not terminate."""
+        ended = torch.zeros_like(self.terminated)
+        ended[self.ends] = True
+        return ended & ~self.terminated
 
     @cached_property
     def episode(self) -> Tensor:
@@ -323,16 +329,12 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
         labels = [label for label in parts[0] if label.startswith(f"{name}/")]
         return {label.removeprefix(f"{name}/"): joined(label, kept) for label in labels}
 
-    terminated = joined("terminated")
-    ended = torch.zeros(len(terminated), dtype=torch.bool)
-    ended[lengths.cumsum(0) - 1] = True
     return Demonstrations(
         env_spec=spec,
         observation=group("observation", slice(None, -1)),
         action=group("action"),
         reward=joined("reward"),
-        terminated=terminated,
-        truncated=ended & ~terminated,
+        terminated=joined("terminated"),
         final_observation=group("observation", slice(-1, None)),
         lengths=lengths,
         fields=group("fields"),

@@ -244,7 +244,7 @@ class AsPlayed(Demonstrator):
     def mode(
         self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
     ) -> PolicyStep:
-        """Return the expert's actions and the next state."""
+        """Return the expert's actions as they are executed, and the next state."""
         step = self.expert.mode(observation, state, mask)
         if self._is_same:
             return step

@@ -68,7 +68,6 @@ def concatenated(parts: Sequence[Demonstrations]) -> Demonstrations:
         action=group("action"),
         reward=torch.cat([part.reward for part in parts]),
         terminated=torch.cat([part.terminated for part in parts]),
-        truncated=torch.cat([part.truncated for part in parts]),
         final_observation=group("final_observation"),
         lengths=torch.cat([part.lengths for part in parts]),
         fields=group("fields"),
@@ -84,17 +83,13 @@ def joined_episodes(parts: Demonstrations, episode: Tensor) -> Demonstrations:
     """
     order = episode.argsort(stable=True)
     lengths = episode[order].unique_consecutive(return_counts=True)[1]
-    ends = lengths.cumsum(0) - 1
-    ended, terminated = torch.zeros(len(order), dtype=torch.bool), parts.terminated[order]
-    ended[ends] = True
-    last = parts.episode[order[ends]]
+    last = parts.episode[order[lengths.cumsum(0) - 1]]
     return replace(
         parts,
         observation={path: leaf[order] for path, leaf in parts.observation.items()},
         action={path: leaf[order] for path, leaf in parts.action.items()},
         reward=parts.reward[order],
-        terminated=terminated,
-        truncated=ended & ~terminated,
+        terminated=parts.terminated[order],
         final_observation={path: leaf[last] for path, leaf in parts.final_observation.items()},
         lengths=lengths,
         fields={},

@@ -202,7 +202,6 @@ def test_streams_hold_every_step_once_and_whole_episodes(lengths, sequence_lengt
         action={"": steps},
         reward=torch.zeros(len(steps)),
         terminated=ended,
-        truncated=~ended & False,
         final_observation={"": -torch.ones(len(lengths), 3)},
         lengths=torch.tensor(lengths),
         fields={"episode": episode},
