@@ -183,8 +183,7 @@ def _read(
     number_read = 0
     for number, episode in enumerate(files.episodes()):
         try:
-            has_steps = any(len(episode[key]) for key in ("rewards", "terminations"))
-            rows = reader.read(episode) if has_steps else None
+            rows = reader.read(episode) if len(episode["rewards"]) else None
         except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"{key}: episode {number} of '{files.path}': {error}") from error
         if rows is not None:

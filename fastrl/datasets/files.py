@@ -24,7 +24,7 @@ from fastrl.durable import new_directory
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.imports import how_to_install
-from fastrl.spaces import leaves, unflatten
+from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.spec import EnvSpec
 from fastrl.system import sync
 
@@ -228,16 +228,36 @@ class DatasetFiles:
         """Yield episodes as minari returns them.
 
         Raises:
-            ConfigError: The files are damaged.
+            ConfigError: The files are damaged, or arrays of an episode differ in their steps.
         """
         number = 0
         for storage in self._storages:
             found = iter(storage.get_episodes(range(storage.total_episodes)))
             for _ in range(int(storage.total_episodes)):
-                with _reading(f"{self._key}: episode {number} of '{self.path}'"):
+                what = f"{self._key}: episode {number} of '{self.path}'"
+                with _reading(what):
                     episode = next(found)
+                    self._check_rows(episode, what)
                 yield episode
                 number += 1
+
+    def _check_rows(self, episode: Mapping[str, Any], what: str) -> None:
+        """Reject an episode without a number for each reward, or with more or less of the rest."""
+        rewards, ends = episode["rewards"], episode["terminations"]
+        if rewards.ndim != 1 or rewards.dtype.kind not in "biuf":
+            raise ConfigError(
+                f"{what} must have one number per step as rewards, got the shape {rewards.shape} "
+                f"of {rewards.dtype}"
+            )
+        parts = [("terminations", ends, len(rewards))]
+        for name, space, steps in (
+            ("actions", self.action_space, len(rewards)),
+            ("observations", self.observation_space, len(rewards) + 1),
+        ):
+            parts += [(name, leaf, steps) for leaf in flatten(space, episode[name])]
+        for name, array, steps in parts:
+            if np.shape(array)[:1] != (steps,):
+                raise ConfigError(f"{what} must have {steps} {name} with {len(rewards)} rewards")
 
 
 def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:

@@ -12,11 +12,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.table import Table
 
-from fastrl.datasets.files import DatasetFiles, open_dataset
+from fastrl.datasets.files import open_dataset
 from fastrl.durable import write_figure
 from fastrl.errors import ConfigError
 from fastrl.formats import check_ending
-from fastrl.spaces import flatten
 
 _BINS = 30
 
@@ -122,10 +121,13 @@ def summarize(path: str | Path) -> DatasetSummary:
     infos: dict[str, None] = {}
     terminated = 0
     for number, episode in enumerate(files.episodes()):
-        rewards = _rewards(files, episode, f"dataset: episode {number} of '{path}'")
+        rewards = episode["rewards"]
+        with np.errstate(over="ignore"):  # of float32, which learns from them
+            if not np.isfinite(rewards.astype(np.float32)).all():
+                raise ConfigError(f"dataset: episode {number} of '{path}' has no finite rewards")
         returns.append(float(rewards.sum(dtype=np.float64)))
         lengths.append(len(rewards))
-        terminated += bool(np.asarray(episode["terminations"][-1:]).any())
+        terminated += bool(episode["terminations"][-1:].any())
         infos |= dict.fromkeys(_names(episode.get("infos") or {}))
     metadata = files.metadata
     return DatasetSummary(
@@ -139,31 +141,6 @@ def summarize(path: str | Path) -> DatasetSummary:
         action_space=files.action_space,
         infos=tuple(infos),
     )
-
-
-def _rewards(files: DatasetFiles, episode: Mapping[str, Any], what: str) -> NDArray[Any]:
-    """Return the rewards of an episode, ``[L]``, after a check of the length of all its arrays.
-
-    Raises:
-        ConfigError: They are no finite numbers, or another array has not L steps.
-    """
-    rewards = np.asarray(episode["rewards"])
-    # Of float32, which learns from them.
-    with np.errstate(over="ignore"):
-        is_valid = rewards.ndim == 1 and rewards.dtype.kind in "biuf"
-        if not is_valid or not np.isfinite(rewards.astype(np.float32)).all():
-            raise ConfigError(f"{what} has no finite reward for each step")
-    for name, space, steps in (
-        ("terminations", None, len(rewards)),
-        ("actions", files.action_space, len(rewards)),
-        ("observations", files.observation_space, len(rewards) + 1),
-    ):
-        parts = [episode[name]] if space is None else flatten(space, episode[name])
-        if any(np.shape(part)[:1] != (steps,) for part in parts):
-            raise ConfigError(
-                f"{what} must have {steps} rows of {name} with {len(rewards)} rewards"
-            )
-    return rewards
 
 
 def _text(space: spaces.Space[Any]) -> str:
