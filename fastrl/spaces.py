@@ -130,14 +130,12 @@ def num_choices(space: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def outside(leaf: spaces.Space[Any], rows: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which numbers are not among the options of a leaf, as ``rows``; none of a ``Box``.
+    """Return which numbers are not among the options of a leaf, in the shape of ``rows``.
 
     Args:
-        leaf: The space.
+        leaf: Any but a ``Box``.
         rows: ``[n, *shape]``, counted from the leaf's ``start``.
     """
-    if isinstance(leaf, spaces.Box):
-        return np.zeros(rows.shape, np.bool_)
     start = np.asarray(getattr(leaf, "start", 0))
     sizes = getattr(leaf, "nvec", getattr(leaf, "n", 0))
     if isinstance(leaf, spaces.MultiBinary):

@@ -264,9 +264,10 @@ class _Reader:
         for (path, stored), leaf in zip(spec.observation.items(), observed, strict=True):
             label = f"observation/{path}"
             array = _rows(leaf, length + 1, label.rstrip("/"), stored)
-            if (wrong := outside(known[path], array)).any():
+            space = known[path]
+            if not isinstance(space, spaces.Box) and (wrong := outside(space, array)).any():
                 raise ConfigError(
-                    f"{label.rstrip('/')}: {array[wrong].flat[0]} is not one of {known[path]}"
+                    f"{label.rstrip('/')}: {array[wrong].flat[0]} is not one of {space}"
                 )
             rows[label] = array.astype(stored.numpy_dtype, copy=False)
         acted = [
@@ -309,7 +310,7 @@ def _rows(values: Any, length: int, label: str, stored: TensorSpec | None = None
         raise ConfigError(
             f"{label} has the shape {array.shape} of {array.dtype}; expected {expected}"
         )
-    if stored is None or stored.dtype.is_floating_point:
+    if stored is None or stored.dtype.is_floating_point or array.dtype == stored.numpy_dtype:
         return array
     rows = array.astype(stored.numpy_dtype)
     if (wrong := rows != array).any():
