@@ -271,7 +271,8 @@ class ProcessSampler(TableSampler):
         seen, topology = self.counters.snapshot(), self.topology
         steps, most = int(seen[:, Counter.ENV_STEPS].sum()), topology.num_envs
         if steps:
-            return f"first rollout … {steps:,} of {self.rollout_length * most:,} steps"
+            rollout = self.rollout_length * most
+            return f"first rollout … {min(steps, rollout):,} of {rollout:,} steps"
         ready = np.count_nonzero(seen[:, Counter.HEARTBEAT_NS])
         text = f"starting workers … {ready} of {len(seen)} are ready"
         begun, each = seen[: topology.num_env_workers, Counter.BEGUN], topology.envs_per_worker

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from fastrl.arguments import finite_number
+from fastrl.arguments import finite_number, instance
 from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
@@ -87,7 +87,8 @@ class UnevenSampler(BaseSampler):
         self._joined = JoinedRollouts(plan.schema, plan.rollout_length)
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
-        found = FaultPolicy() if faults is None else faults
+        faults = FaultPolicy() if faults is None else faults
+        found = instance("faults", faults, FaultPolicy)
 
         def part(worker: int) -> ProcessSampler:
             return ProcessSampler(
