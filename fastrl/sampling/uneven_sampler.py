@@ -15,7 +15,7 @@ from fastrl.arguments import finite_number, instance
 from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import ConfigError, EnvError, WorkerError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import BaseSampler, SamplerStats, memory_of
 from fastrl.sampling.worker_pool import Fault, FaultPolicy
@@ -193,7 +193,7 @@ class UnevenSampler(BaseSampler):
         close_all(self._parts)
 
     def _each(self, use: Callable[[ProcessSampler], None]) -> None:
-        with closing_on_error(self):
+        with closing_on_error(self, but=EnvError):
             for worker, part in enumerate(self._parts):
                 with _named(worker):
                     use(part)
