@@ -201,7 +201,7 @@ def tune(
 
         config = load_config(path, overrides)
     with loading():
-        from fastrl.tuning.study import Study, cached_study
+        from fastrl.tuning.study import Study, TrialError, cached_study
         from fastrl.tuning.tune import TuneOptions, Tuning, study_name
         from fastrl.tuning.tune_report import plot_tuning
 
@@ -222,9 +222,12 @@ def tune(
     with wait, Tuning(config, options, kept, _Lines(), command) as tuning:
         try:
             report = tuning.run()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             tuning.close()
-            report, interrupted = tuning.report(), True
+            try:
+                report, interrupted = tuning.report(), True
+            except TrialError:  # there is nothing to report yet
+                raise interrupt from None
     _show(report, json_file)
     for picture in plot_tuning(report, plots) if plots is not None else ():
         note(str(picture))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -249,7 +250,7 @@ class ProcessSampler(TableSampler):
         self._deadlines = instance("deadlines", deadlines, Deadlines)
         self._faults = instance("faults", faults, FaultPolicy)
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
-        self._asynchronous = asynchronous
+        self._asynchronous, self._owner = asynchronous, os.getpid()
         self._permitted, self._checked_s, self._pauses, self._parts = 0, 0.0, 0, 0
         self._pool: WorkerPool | None = None
 
@@ -271,7 +272,8 @@ class ProcessSampler(TableSampler):
         seen, topology = self.counters.snapshot(), self.topology
         steps, most = int(seen[:, Counter.ENV_STEPS].sum()), topology.num_envs
         if steps:
-            return f"first rollout … {steps:,} of {self.rollout_length * most:,} steps"
+            rollout = self.rollout_length * most
+            return f"first rollout … {min(steps, rollout):,} of {rollout:,} steps"
         ready = np.count_nonzero(seen[:, Counter.HEARTBEAT_NS])
         text = f"starting workers … {ready} of {len(seen)} are ready"
         begun, each = seen[: topology.num_env_workers, Counter.BEGUN], topology.envs_per_worker
@@ -363,11 +365,11 @@ class ProcessSampler(TableSampler):
 
     def ask_to_end(self) -> None:
         """Ask all workers to end, before `close` waits for it."""
-        self._context.handoff.stop()
+        if os.getpid() == self._owner:  # a fork of it may close its copy
+            self._context.handoff.stop()
 
     def close(self) -> None:
         """End all workers, killing them after two seconds; see `Sampler`."""
-        self.ask_to_end()
         if self._pool is not None:
             self._pool.stop()
         super().close()

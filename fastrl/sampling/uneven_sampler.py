@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from fastrl.arguments import finite_number
+from fastrl.arguments import finite_number, instance
 from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import ConfigError, EnvError, WorkerError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import BaseSampler, SamplerStats, memory_of
 from fastrl.sampling.worker_pool import Fault, FaultPolicy
@@ -87,7 +87,8 @@ class UnevenSampler(BaseSampler):
         self._joined = JoinedRollouts(plan.schema, plan.rollout_length)
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
-        found = FaultPolicy() if faults is None else faults
+        faults = FaultPolicy() if faults is None else faults
+        found = instance("faults", faults, FaultPolicy)
 
         def part(worker: int) -> ProcessSampler:
             return ProcessSampler(
@@ -192,7 +193,7 @@ class UnevenSampler(BaseSampler):
         close_all(self._parts)
 
     def _each(self, use: Callable[[ProcessSampler], None]) -> None:
-        with closing_on_error(self):
+        with closing_on_error(self, but=EnvError):
             for worker, part in enumerate(self._parts):
                 with _named(worker):
                     use(part)

@@ -205,6 +205,8 @@ def _attach(descriptor: Any, num_bytes: int) -> SharedBlock:
         block._map = mmap.mmap(block._fd, num_bytes)
     except OSError as error:
         raise _refused(num_bytes, error) from error
+    finally:
+        block.close()  # a worker passes it on to no other process
     return block
 
 

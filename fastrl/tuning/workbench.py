@@ -213,7 +213,7 @@ class _Rig:
         except FastrlError as error:
             if not self._is_late.is_set():
                 raise
-            problem = f"took longer than {limit_s:.0f} s"
+            problem = f"sampling took longer than {limit_s:.0f} s"
             raise TrialError(problem, exhausted=True, limit_s=self._limit_s) from error
         finally:
             timer.cancel()

@@ -243,7 +243,9 @@ class _WithPolicy(_Loop):
     def _seal(self, rollout: int) -> None:
         """Value the last observations, check the numbers, and mark this part as complete."""
         bank = rollout % NUM_BANKS
-        self._policy.serve(self._requests[bank][self._length])
+        # One by one, as `SerialSampler` does: batches of another size may round differently.
+        for request in self._requests[bank][self._length]:
+            self._policy.serve((request,))
         self._watch.charge(Counter.INFERENCE_NS)
         handoff = self._handoff
         if self._context.check_numbers:

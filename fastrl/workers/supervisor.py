@@ -260,7 +260,9 @@ def _error_of(name: str, child: _Child) -> WorkerError:
         summary, remote = reported
         return WorkerError(name, f"{name} failed: {summary}", remote)
     code = child.process.exitcode
-    if code is None or code >= 0:
+    if code is None:
+        return WorkerError(name, f"{name} has closed its pipes and did not end; it was killed")
+    if code >= 0:
         return WorkerError(name, f"{name} ended unexpectedly with exit code {code}")
     try:
         by = signal.Signals(-code).name

@@ -102,7 +102,15 @@ def test_learning_repeats_what_acting_computed(shape, build, kind):
             assert rollout.truncated.any()
 
 
-@pytest.mark.parametrize("sizes", [{}, {"num_model_workers": 1, "groups": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"groups": 2, "engine": "eager", "envs_per_worker": 6},
+        {"num_model_workers": 1, "groups": 2},
+    ],
+    ids=str,
+)
 def test_lock_step_processes_equal_the_serial_sampler_bit_for_bit(sizes):
     plan = plan_of(config(lock_step=True, **sizes))
     weights = initial_weights(plan)

@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import os
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -13,6 +15,7 @@ from fastrl.sampling import process_sampler as table_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.sampling.uneven_sampler import UnevenSampler
 from fastrl.shared.table import Stage
 from fastrl.spec import Topology
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
@@ -286,3 +289,18 @@ def test_sampler_that_cannot_be_made_gives_its_memory_back(kind, part, monkeypat
     with pytest.raises(FastrlError, match="not enough memory"):
         kind(make_plan(Topology(4, 1), 5))
     assert process.num_fds() == before
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("kind", [ProcessSampler, partial(UnevenSampler, wait=1.0)])
+def test_fork_that_closes_its_copy_ends_no_worker(kind):
+    with kind(make_plan(Topology(4, 1), 5)) as sampler:
+        sampler.collect()
+        child = os.fork()
+        if not child:
+            try:
+                sampler.close()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        sampler.collect()

@@ -12,8 +12,9 @@ import torch
 
 from fastrl import train
 from fastrl.config import SamplerConfig, load_config
+from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import StateError
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import ConfigError, EnvError, WorkerError
 from fastrl.sampling import FaultPolicy, ProcessSampler, UnevenSampler, make_sampler
 from fastrl.shared.rollouts import Episodes
 from fastrl.spec import Topology
@@ -210,6 +211,9 @@ def test_pause_calls_and_states():
             sampler.get_state()
         with pytest.raises(StateError, match="cannot continue"):
             sampler.set_state({})
+        with pytest.raises(EnvError, match="has no method 'fly'"):
+            sampler.call_envs([EnvCall("fly")])
+        ledgers.check(sampler.collect())
         assert sampler.stats(details=True).memory.keys() == sampler.pids().keys()
 
 

@@ -283,6 +283,15 @@ def test_interrupting_prints_the_best_so_far_and_leaves_nothing_behind(tmp_path)
         time.sleep(0.1)
 
 
+def test_interrupt_before_the_first_trial_is_no_error(monkeypatch, capsys, tmp_path):
+    def interrupted(search):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastrl.tuning.search.Search.run", interrupted)
+    assert main(["tune", "--env", "CartPole-v1", "--study", str(tmp_path / "study.jsonl")]) == 130
+    assert "error" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

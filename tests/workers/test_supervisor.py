@@ -64,6 +64,12 @@ def leave_a_child_behind():
     os._exit(0)
 
 
+def close_descriptors():
+    """Close all pipes, and stay."""
+    os.closerange(3, 256)
+    time.sleep(60)
+
+
 def wait_for_error(supervisor, timeout_s=60.0):
     """Return the error that `Supervisor.check` raises."""
     deadline = time.monotonic() + timeout_s
@@ -128,6 +134,11 @@ def test_killed_worker_is_reported_with_its_signal(supervisor):
 def test_worker_that_ends_by_itself_is_reported(supervisor):
     supervisor.start("worker-0", os._exit, 3)
     assert "ended unexpectedly with exit code 3" in str(wait_for_error(supervisor))
+
+
+def test_worker_without_pipes_is_reported(supervisor):
+    supervisor.start("worker-0", close_descriptors)
+    assert "worker-0 has closed its pipes and did not end" in str(wait_for_error(supervisor))
 
 
 @pytest.mark.parametrize(
