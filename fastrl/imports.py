@@ -74,7 +74,8 @@ def adopt_script(names: Collection[str], objects: Mapping[str, Any]) -> None:
 
 def _script() -> ModuleType:
     # A thread that starts a process hides it for a moment.
-    return inspect.unwrap(sys.modules["__main__"])  # type: ignore[arg-type]
+    script: ModuleType = inspect.unwrap(sys.modules["__main__"])  # type: ignore[arg-type]
+    return script
 
 
 def import_object(path: str, key: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import time
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,7 @@ class Connection(Closing):
         except ImportError as error:
             raise ConfigError(f"cluster needs the package ray; {how_to_install('ray')}") from error
         self._ray: Any = ray
+        self._session: Path | None = None
         self._is_own = not ray.is_initialized()
         if self._is_own:
             self._connect(address)
@@ -98,11 +101,14 @@ class Connection(Closing):
                 self._ray.init(
                     **given, log_to_driver=False, configure_logging=False, namespace="fastrl"
                 )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
+            hint = "; name a shorter directory by RAY_TMPDIR" if "AF_UNIX" in str(error) else ""
             raise ConfigError(
                 f"cluster.address: this process cannot join the cluster '{address}': "
-                f"{one_line(error, 300)}"
+                f"{one_line(error, 300)}{hint}"
             ) from error
+        if address == "local":
+            self._session = Path(self._ray._private.worker._global_node.get_session_dir_path())
         # Ray prints pages about a lost node to standard output, among the results of commands.
         self._ray._private.worker.print_to_stdstream = _log
 
@@ -182,6 +188,17 @@ class Connection(Closing):
             self._is_own = False
             with _ours():
                 self._ray.shutdown()
+            if self._session is not None:
+                _remove(self._session)
+
+
+def _remove(session: Path) -> None:
+    """Remove the logs and sockets that Ray keeps of a cluster that has ended."""
+    shutil.rmtree(session, ignore_errors=True)
+    latest = session.with_name("session_latest")
+    with suppress(OSError):
+        if latest.readlink() == session:
+            latest.unlink()
 
 
 def _check_reachable(address: str) -> None:

@@ -40,8 +40,8 @@ class Demonstrations:
         action: Per leaf ``[N, *shape]``, as a policy samples it; see
             `fastrl.spaces.action_specs`.
         reward: ``[N] float32``.
-        terminated: ``[N] bool``: only true in the last step of an episode; in files, earlier marks are
-            ignored.
+        terminated: ``[N] bool``: only true in the last step of an episode; earlier marks in
+            files are ignored.
         final_observation: Per leaf ``[E, *shape]``: observation after the last step of each
             episode.
         lengths: ``[E] int64``: steps of each episode.

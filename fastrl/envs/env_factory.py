@@ -429,7 +429,7 @@ class EnvFactory:
         """The factory that builds the environments; None if gymnasium builds them."""
         if self.family is not None:
             return self.family.factory(str(self.family.name_of(str(self.id))))
-        if self.registered is not None:
+        if self.registered is not None or isinstance(self.id, GymnasiumSpec):
             return None
         if not isinstance(self.id, str):
             return self.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import threading
 import time
@@ -34,6 +35,10 @@ _SILENT_S = 3.0
 _LONGEST = 2000
 """Characters of the reason for which a rank ends."""
 _LAST_PORT = 65_535
+_stores: dict[tuple[str, int], Store] = {}
+"""Stores of `ranks_of_environment` by address, which all runs of this process use."""
+_runs = itertools.count()
+"""Numbers these runs, in the same order on all ranks."""
 _FOREVER = timedelta(days=365)
 """Timeout of the process group, which must not end it: `Ranks` has its own deadlines."""
 
@@ -365,6 +370,8 @@ def leading_ranks(size: int, address: str, start: Callable[[int], None]) -> Rank
 def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
     """Join the ranks that ``torchrun`` has started, by environment variables.
 
+    A program may call this for several runs, one after the other; all ranks then do so.
+
     Raises:
         ConfigError: Variables are missing or wrong.
         WorkerError: The other ranks have not joined within `START_S`.
@@ -378,13 +385,17 @@ def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
     rank, port = _number(environment, "RANK", 0), _number(environment, "MASTER_PORT", 0)
     if not 0 <= rank < size:
         raise ConfigError(f"RANK must be at least 0 and less than WORLD_SIZE ({size}), got {rank}")
+    if not 0 < port <= _LAST_PORT:
+        raise ConfigError(f"MASTER_PORT must be at least 1 and at most {_LAST_PORT}, got {port}")
+    by_launcher = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    place = environment["MASTER_ADDR"], port
+    if place not in _stores:
+        _stores[place] = _store(*place, is_master=rank == 0 and not by_launcher)
+    # The store holds the keys of earlier runs of this program, and of ranks before a restart.
+    keys = f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_runs)}"
+    store, host = PrefixStore(keys, _stores[place]), "torchrun" if by_launcher else "rank 0"
     local_rank = _number(environment, "LOCAL_RANK", 0)
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return ranks_at(rank, size, environment["MASTER_ADDR"], port, local_rank=local_rank)
-    store: Store = _store(environment["MASTER_ADDR"], port, is_master=False)
-    # After a restart the launcher's store still holds the keys of the earlier ranks.
-    store = PrefixStore(environment.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    return Ranks(rank, size, store, local_rank=local_rank, host="torchrun")
+    return Ranks(rank, size, store, local_rank=local_rank, host=host)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

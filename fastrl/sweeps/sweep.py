@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import at_least_one, file_path, instance
+from fastrl.arguments import at_least_one, file_path, function, instance
 from fastrl.durable import append_line, last_lines, make_directory, read_bounded, writing
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.json_lines import object_of, row_of
@@ -123,6 +123,7 @@ class Sweep:
             WorkerError: No machine of the cluster is left.
             WriteError: A file cannot be written.
         """
+        function("on_end", on_end)
         with self._shares() as self._free:
             return self._run_all(on_end, command, on_progress)
 

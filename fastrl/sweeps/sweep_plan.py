@@ -58,8 +58,10 @@ class SweepPlan:
         """Check the configuration of every trial that is known before."""
         if self.path is not None:
             object.__setattr__(self, "path", file_path("path", self.path))
-        grid = instance("grid", self.grid, Mapping)  # type: ignore[type-abstract]
+        grid = instance("grid", self.grid, Mapping)
         object.__setattr__(self, "grid", {key: _plain(key, grid[key]) for key in grid})
+        if self.space is not None:
+            instance("space", self.space, SearchSpace, "load_space reads one from a file")
         if self.grid and self.space is not None:
             raise ConfigError(
                 "--space draws all values; --seeds and --over are for sweeps without it"

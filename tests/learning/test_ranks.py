@@ -183,6 +183,23 @@ def freeze(rank: int, port: int, said: Any) -> None:
     said.put("ended")
 
 
+def twice(rank, port, said):
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for run in range(2):
+        with closing(ranks_of_environment(place | {"MASTER_PORT": str(port)})) as ranks:
+            said.put(ranks.gather(10 * run + rank))
+
+
+def test_a_program_trains_several_times_among_the_ranks_of_its_environment():
+    port, said = free_port(), CONTEXT.SimpleQueue()
+    ranks = [CONTEXT.Process(target=twice, args=(rank, port, said)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(WITHIN_S)
+    assert sorted(said.get() for _ in range(4)) == [[0, 1]] * 2 + [[10, 11]] * 2
+
+
 def test_frozen_rank_counts_as_dead_and_lets_the_others_end():
     port = free_port()
     said = CONTEXT.SimpleQueue()
@@ -204,6 +221,10 @@ def test_frozen_rank_counts_as_dead_and_lets_the_others_end():
         (
             {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"},
             "RANK must be at least 0 and less than WORLD_SIZE (2), got 2",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "70000"},
+            "MASTER_PORT must be at least 1 and at most 65535, got 70000",
         ),
     ],
 )
