@@ -137,7 +137,7 @@ class _Shared:
         weights = dataclasses.replace(found, state={}, environments=None)
         here = {"run_dir": None, "init_from": None, "cluster": None, "logging": LoggingConfig()}
         config = self.config.model_copy(update=here)
-        with writing(target):
+        with writing(target), _called(place, target):
             (place / "checkpoints").mkdir()
             CheckpointStore(place / "checkpoints").save(weights)
             write_and_sync(place / "config.yaml", config_to_yaml(config).encode())
@@ -310,9 +310,15 @@ def _require_run(place: Path, repo: str | Path) -> None:
     """Reject a directory without a readable configuration and a whole checkpoint."""
     if not (place / "config.yaml").is_file():
         raise ConfigError(f"'{repo}' contains no run of fastrl: config.yaml is missing")
-    try:
+    with _called(place, repo):
         read_config(place)
         CheckpointStore(place / "checkpoints").load("last")
+
+
+@contextmanager
+def _called(place: Path, name: str | Path) -> Iterator[None]:
+    """Name a directory otherwise in errors: it is hidden, and gone when they are shown."""
+    try:
+        yield
     except (ConfigError, CheckpointError) as error:
-        # The place is hidden, and gone when the error is shown.
-        raise type(error)(str(error).replace(str(place), str(repo))) from error
+        raise type(error)(str(error).replace(str(place), str(name))) from error
