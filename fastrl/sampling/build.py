@@ -47,6 +47,7 @@ def env_factory(config: Config) -> EnvFactory:
         EnvError: ``sampler.kind`` is device, which cannot step environments of this id.
         ConfigError: It can, but not add the previous action and reward to observations.
     """
+    taken("env_factory", config, Config, "load_config reads one from a file")
     build = device_factory if config.sampler.kind == "device" else EnvFactory.from_config
     factory = build(config.env)
     previous = config.model.previous_action_reward
