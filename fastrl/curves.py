@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -17,6 +16,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _POINTS = 300
 _KEYS_SHOWN = 3
+_LARGEST = 1e150
 _OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
 """Keys that may differ between the runs of one curve."""
 
@@ -119,9 +119,8 @@ def _short(trees: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a number that a float can hold, and finite."""
-    # Python's integers may be larger than any float.
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    """Return whether a value is a finite number whose square, for a spread, a float can hold."""
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def shown(value: object) -> str:

@@ -13,13 +13,13 @@ from gymnasium import spaces
 
 import fastrl
 from fastrl import arguments
-from fastrl.config import load_config
+from fastrl.config import config_to_yaml, load_config, resolved
 from fastrl.datasets import load_demonstrations
 from fastrl.envs.classic_control.render import save_animation
 from fastrl.errors import ArgumentError, ConfigError, FastrlError
-from fastrl.sampling import Deadlines, FaultPolicy
+from fastrl.sampling import Deadlines, FaultPolicy, env_factory
 from fastrl.sweeps import Sweep
-from fastrl.training import record_dataset, record_function
+from fastrl.training import EvaluationProtocol, evaluate, record_dataset, record_function
 from fastrl.training.checkpoint import CheckpointStore
 from fastrl.training.plotting import plot_runs
 from fastrl.tuning import Candidate, tuned
@@ -162,6 +162,13 @@ CALLS = {
     "act": lambda odd: policy().act(odd),
     "act, state": lambda odd: policy().act(np.zeros(4, np.float32), 0 if odd is None else odd),
     "act, mask": lambda odd: policy().act(np.zeros(4, np.float32), mask=0 if odd is None else odd),
+    "TrainedPolicy": lambda odd: fastrl.TrainedPolicy(odd, SPEC),
+    "TrainedPolicy, env_spec": lambda odd: fastrl.TrainedPolicy(policy().model, odd),
+    "evaluate": lambda odd: evaluate(policy().model, SPEC, build_envs, odd),
+    "evaluate, env_spec": lambda odd: evaluate(policy().model, odd, 0, EvaluationProtocol(1, 0)),
+    "config_to_yaml": config_to_yaml,
+    "resolved": resolved,
+    "env_factory": env_factory,
     "initial_state": lambda odd: policy().initial_state(odd),
     "save_animation": lambda odd: save_animation(odd, Path("a.gif"), 10),
     "save_animation, a picture": lambda odd: save_animation([odd], Path("a.gif"), 10),

@@ -220,7 +220,14 @@ def sweep(
 def evaluate(
     run: Run,
     episodes: Annotated[
-        int | None, option("--episodes", "INT", "Episodes to play.", min=1, max=_EPISODES)
+        int | None,
+        option(
+            "--episodes",
+            "INT",
+            "Episodes to play; by default evaluation.final_episodes.",
+            min=1,
+            max=_EPISODES,
+        ),
     ] = None,
     sampled: Sampled = False,
     seed: Seed = None,
@@ -363,7 +370,10 @@ def export(
     run: Run,
     format: Annotated[str, option("--format", "NAME", "'torchscript', or 'onnx' (extra 'onnx').")],
     output: Annotated[
-        Path | None, option("--output -o", "FILE", "By default policy.pt or .onnx of the run.")
+        Path | None,
+        option(
+            "--output -o", "FILE", "By default policy.pt or policy.onnx in the run's directory."
+        ),
     ] = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
@@ -497,7 +507,7 @@ def push(
 ) -> None:
     """Share a policy: weights, configuration, versions, metrics, and a page with curve and video.
 
-    The state for resuming stays here. 'hf auth login' logs in to the hub.
+    The state that training resumes from is not shared. 'hf auth login' logs in to the hub.
     """
     check_run(run)
     check_push(repo)

@@ -48,7 +48,7 @@ Host = Annotated[
     option(
         "--host",
         "ADDRESS",
-        "Address of the page; other addresses than the loopback one need the printed token.",
+        "Address of the page; any but the loopback address needs the token that is printed.",
     ),
 ]
 
@@ -64,7 +64,9 @@ def watch(
     host: Host = "127.0.0.1",
     port: Annotated[
         int | None,
-        option("--port", "INT", "Its port; by default 8765 or a free one.", min=0, max=65535),
+        option(
+            "--port", "INT", "Port of the page; by default 8765 or a free one.", min=0, max=65535
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the address.")] = False,
 ) -> None:
@@ -148,10 +150,16 @@ def play(
     ] = False,
     fps: Annotated[
         float | None,
-        option("--fps", "STEPS", "Steps per second; by default its own.", min=0.1, max=1000),
+        option(
+            "--fps",
+            "STEPS",
+            "Steps per second; by default those of the environment.",
+            min=0.1,
+            max=1000,
+        ),
     ] = None,
     episodes: Annotated[
-        int | None, option("--episodes", "INT", "How many; by default until Ctrl-C.", min=1)
+        int | None, option("--episodes", "INT", "Episodes to play; by default until Ctrl-C.", min=1)
     ] = None,
     seed: Seed = None,
     sampled: Sampled = False,
@@ -159,7 +167,10 @@ def play(
     trust: Trust = False,
     host: Host = "127.0.0.1",
     port: Annotated[
-        int | None, option("--port", "INT", "Of the page; 8766 or a free one.", min=0, max=65535)
+        int | None,
+        option(
+            "--port", "INT", "Port of the page; by default 8766 or a free one.", min=0, max=65535
+        ),
     ] = None,
 ) -> None:
     """Watch a trained policy play, or play an environment with the keyboard.

@@ -89,7 +89,7 @@ def resolved(config: Config) -> Config:
     Raises:
         ConfigError: It cannot be imported, or a key of its section is wrong.
     """
-    section = config.algorithm
+    section = taken("resolved", config, Config).algorithm
     if not isinstance(section, OpenConfig):
         return config
     own = own_section_type(section.class_path)
@@ -102,6 +102,7 @@ def resolved(config: Config) -> Config:
 
 def config_to_yaml(config: Config) -> str:
     """Return a configuration as YAML with every key, which `load_config` reads back as equal."""
+    taken("config_to_yaml", config, Config)
     return dump_yaml(config.model_dump(mode="python", warnings="none"))
 
 

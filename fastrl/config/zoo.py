@@ -86,7 +86,11 @@ def convert_entry(
     found = Converted({"total_steps": 1_000_000, "env": {"id": env_id}})
     _convert(keys, algorithm, found)
     # An error in a value names the key to which it was converted.
-    load_config(None, [f"{key}={json.dumps(value)}" for key, value in found.tree.items()])
+    try:
+        load_config(None, [f"{key}={json.dumps(value)}" for key, value in found.tree.items()])
+    except ConfigError as error:
+        problem = str(error).removeprefix("override: ")
+        raise ConfigError(f"{path}: entry '{name}': {problem}") from None
     return found
 
 
@@ -166,6 +170,8 @@ _SCHEDULED = {
 def _total_steps(value: Any, found: Converted) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         found.put("total_steps", int(value))
+    elif value is None:
+        found.remarks.append("n_timesteps is missing: total_steps is a million")
     else:
         found.remark("n_timesteps", value, "is not a finite number: total_steps is a million")
 

@@ -16,10 +16,10 @@ from fastrl.datasets import DatasetWriter, Episode
 from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.animation import Frame
-from fastrl.errors import USERS_FAILURES, ConfigError, EnvError, FastrlError, cause
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.play.key_map import KeyMap
 from fastrl.spec import EnvSpec
-from fastrl.training.recording import drawn
+from fastrl.training.recording import blaming, drawn
 from fastrl.training.trained_policy import TrainedPolicy
 from fastrl.workers.descent import OF_GROUPS, as_interrupts
 
@@ -152,7 +152,7 @@ def play(
     number = 0
     while True:
         number += 1
-        try:
+        with blaming(name):
             observation, _ = env.reset(seed=seed if number == 1 else None)
             player.begin()
             total, steps, is_over = 0.0, 0, False
@@ -173,10 +173,6 @@ def play(
                 total, steps = total + float(reward), steps + 1
                 is_over = bool(terminated or truncated)
             display.show(drawn(env, name), f"episode {number}   return {total:,.4g}, its end")
-        except FastrlError:
-            raise
-        except USERS_FAILURES as error:
-            raise EnvError(f"'{name}' failed: {cause(error)}") from error
         episode = None if builder is None else builder.finish(terminated=bool(terminated))
         yield Played(number, total, steps, episode)
         if not display.wait(_BETWEEN_EPISODES_S):

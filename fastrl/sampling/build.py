@@ -47,6 +47,7 @@ def env_factory(config: Config) -> EnvFactory:
         EnvError: ``sampler.kind`` is device, but the environment cannot be stepped on a device.
         ConfigError: On a device, the previous action and reward cannot be added to observations.
     """
+    taken("env_factory", config, Config, "load_config reads one from a file")
     build = device_factory if config.sampler.kind == "device" else EnvFactory.from_config
     factory = build(config.env)
     previous = config.model.previous_action_reward

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrl.arguments import finite_number, whole
+from fastrl.arguments import finite_number, function, instance, whole
 from fastrl.closing import build_all, close_all, closed_after
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
@@ -168,7 +168,9 @@ class EpisodePlayer:
     def __init__(
         self, env_spec: EnvSpec, build_env: Callable[[int], BatchedEnv], episodes: int
     ) -> None:
-        self._width = min(_WIDTH, episodes)
+        instance("env_spec", env_spec, EnvSpec)
+        function("build_env", build_env)
+        self._width = min(_WIDTH, whole("episodes", episodes))
         self._arrays = arrays = StepViews.zeros(env_spec, self._width)
         self._info_names = env_spec.episode_info
         self._info = np.full((self._width, len(self._info_names)), np.nan, np.float32)
@@ -377,6 +379,7 @@ def evaluate(
     Raises:
         EnvError: An environment cannot be built, raised or broke its contract.
     """
+    instance("protocol", protocol, EvaluationProtocol)
     player = EpisodePlayer(env_spec, build_env, protocol.episodes)
     with closed_after(player), torch_threads(policy_threads(env_spec)):
         return player.play(model, protocol, watch)

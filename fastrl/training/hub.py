@@ -21,13 +21,19 @@ from fastrl.config import Config, config_to_yaml
 from fastrl.config.models import LoggingConfig
 from fastrl.config.text import dump_yaml
 from fastrl.curves import is_number
-from fastrl.durable import new_directory, read_bounded, read_object, write_and_sync, writing
+from fastrl.durable import (
+    new_directory,
+    read_bounded,
+    read_object,
+    require_no_links,
+    write_and_sync,
+    writing,
+)
 from fastrl.errors import ConfigError, one_line
 from fastrl.imports import DISTRIBUTION, how_to_install
 from fastrl.runs import check_pull, check_push, read_config
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.plotting import plot_runs
-from fastrl.training.run_directory import require_own_files
 from fastrl.training.saver import locate
 from fastrl.training.trust import named_code
 
@@ -72,7 +78,7 @@ def push_run(
     """
     folder = check_push(repo)
     directory, name = locate(run, checkpoint)
-    require_own_files(directory)
+    _require_no_links(directory)
     shared = _Shared(directory, read_config(directory), name)
     if folder is not None:
         with new_directory(folder) as place:
@@ -131,7 +137,7 @@ class _Shared:
         weights = dataclasses.replace(found, state={}, environments=None)
         here = {"run_dir": None, "init_from": None, "cluster": None, "logging": LoggingConfig()}
         config = self.config.model_copy(update=here)
-        with writing(target):
+        with writing(target), _called(place, target):
             (place / "checkpoints").mkdir()
             CheckpointStore(place / "checkpoints").save(weights)
             write_and_sync(place / "config.yaml", config_to_yaml(config).encode())
@@ -274,7 +280,7 @@ def _reporting() -> Iterator[None]:
 
 
 def _copy_shared(folder: Path, place: Path, target: Path) -> None:
-    require_own_files(folder)
+    _require_no_links(folder)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if _SHARED.fullmatch(name) and path.is_file():
@@ -282,6 +288,15 @@ def _copy_shared(folder: Path, place: Path, target: Path) -> None:
             with writing(target):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(content)
+
+
+def _require_no_links(directory: Path) -> None:
+    try:
+        require_no_links(directory, ignored=("wandb",))
+    except OSError as error:
+        raise ConfigError(
+            f"'{error.filename or directory}' cannot be shared: {error.strerror or error}"
+        ) from None
 
 
 def _read(path: Path) -> bytes:
@@ -295,9 +310,15 @@ def _require_run(place: Path, repo: str | Path) -> None:
     """Reject a directory without a readable configuration and a whole checkpoint."""
     if not (place / "config.yaml").is_file():
         raise ConfigError(f"'{repo}' contains no run of fastrl: config.yaml is missing")
-    try:
+    with _called(place, repo):
         read_config(place)
         CheckpointStore(place / "checkpoints").load("last")
+
+
+@contextmanager
+def _called(place: Path, name: str | Path) -> Iterator[None]:
+    """Name a directory otherwise in errors: it is hidden, and gone when they are shown."""
+    try:
+        yield
     except (ConfigError, CheckpointError) as error:
-        # The place is hidden, and gone when the error is shown.
-        raise type(error)(str(error).replace(str(place), str(repo))) from error
+        raise type(error)(str(error).replace(str(place), str(name))) from error

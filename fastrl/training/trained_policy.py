@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastrl.arguments import brief, whole
+from fastrl.arguments import brief, instance, whole
 from fastrl.envs.action_masks import PLAIN, flat_mask
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.rows import ObservationWriter
@@ -81,6 +81,8 @@ class TrainedPolicy:
         action_bounds: ActionBounds = "clip",
         seed: int | None = None,
     ) -> None:
+        instance("model", model, nn.Module, "build_model returns one")
+        instance("env_spec", env_spec, EnvSpec)
         self.model, self.env_spec, self.action_bounds = model, env_spec, action_bounds
         self._generator = torch.Generator()
         if seed is None:

@@ -148,3 +148,14 @@ def test_video_appears_when_it_is_complete_and_not_after_an_error(tmp_path, monk
         recorder()(model(), tmp_path / "x.gif")
     assert [".x.gif"] in seen
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_an_environment_that_raises_is_one_line(tmp_path, monkeypatch, method):
+    def broken(self, *args, **kwargs):
+        raise RuntimeError("the simulator exploded")
+
+    monkeypatch.setattr(Clockwork, method, broken)
+    with pytest.raises(EnvError, match=r"Clockwork' .*RuntimeError: the simulator exploded"):
+        recorder()(model(), tmp_path / "x.gif")
+    assert not list(tmp_path.iterdir())

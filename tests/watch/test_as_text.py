@@ -115,3 +115,13 @@ def test_text_on_a_terminal_is_renewed_and_remains_at_the_end(runs):
         assert "75%" in shown
     finally:
         terminal.close()
+
+
+def test_numbers_beyond_all_measure_leave_the_rest_readable(tmp_path):
+    values = (1e308, -1e308, 1e40, 5.0, -1e40)
+    rows = [{"kind": "training", "steps": n, "return_mean": v} for n, v in enumerate(values)]
+    for name in ("a", "b"):
+        make_run(tmp_path / name, rows)
+    for width in (60, 120):
+        assert "-1e+40" in text_of(tmp_path, width)
+    RunIndex([tmp_path]).curves("return_mean", "training")
