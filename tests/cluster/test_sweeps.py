@@ -1,7 +1,6 @@
 """`fastrl sweep` on a cluster."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,19 @@ from tests.cluster.raylets import wait_until
 
 pytestmark = pytest.mark.ray
 
+ENVIRONMENT = """
+import time
+from pathlib import Path
+
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+class SlowCartPole(CartPoleEnv):
+    def step(self, action):
+        if Path("slow").exists():
+            time.sleep(0.02)
+        return super().step(action)
+"""
 SHORT = [
     *("--env", "slow_cartpole:SlowCartPole", "total_steps=512", "sampler.num_envs=2"),
     *("sampler.rollout_length=16", "algorithm.minibatch_size=32", "logging.tensorboard=false"),
@@ -25,7 +37,7 @@ SHORT = [
 
 @pytest.mark.slow
 def test_trials_of_a_node_that_is_lost_continue_on_another_one(raylets, tmp_path):
-    shutil.copy(Path(__file__).parents[1] / "sweeps" / "slow_cartpole.py", tmp_path)
+    (tmp_path / "slow_cartpole.py").write_text(ENVIRONMENT)
     (tmp_path / "slow").touch()
     nodes = [raylets.add(cores=1), raylets.add(cores=1)]
     command = [sys.executable, "-m", "fastrl", "sweep", "--seeds", "0:2", "--dir", "all", *SHORT]
