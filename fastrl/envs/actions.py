@@ -131,7 +131,7 @@ class ActionConverter:
 
         Raises:
             ArgumentError: There are no such bounds.
-            SpaceError: The space is unsupported, or ``squash`` meets an unbounded ``Box``.
+            SpaceError: The space is unsupported, or ``squash`` is used for an unbounded ``Box``.
             ArgumentError: ``bounds`` is something else.
         """
         one_of("action_bounds", bounds, (*get_args(ActionBounds), None))

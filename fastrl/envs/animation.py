@@ -25,7 +25,7 @@ _SHORTEST = 2
 
 
 class _Writer(Protocol):
-    """Takes the pictures of an animation one after the other."""
+    """Writer of an animation, picture by picture."""
 
     def append_data(self, frame: Frame) -> None:
         """Add ``[height, width, 3] uint8``."""

@@ -38,22 +38,22 @@ _GREATEST_SIDE = 2**14
 
 @dataclass(frozen=True)
 class CrafterOptions:
-    """The options of ``crafter.Env`` that concern a world, with its defaults, and one more.
+    """The options of ``crafter.Env`` for a world, with its defaults, and ``symbolic``.
 
     Attributes:
         area: Width and height of the world, in cells.
-        view: Columns and rows of cells in the image, the rows of the inventory among them; one
+        view: Columns and rows of cells in the image, including the rows of the inventory; one
             number stands for both.
         size: Width and height of the image, in pixels; one number stands for both.
         reward: Whether steps are rewarded; else all rewards are 0.
         length: Steps after which an episode is truncated; None or 0 for none.
-        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, holds
+        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, contains
             for each cell in view its material (1 to 12 in the order of crafter's list, 0 beyond
             the world) and the object on it (its position in ``SPRITES`` of
             `fastrl.envs.crafter_native.textures`, which also shows the direction of the player and
             whether it sleeps); ``inventory``, ``[16] uint8``, the items in the order of crafter's
-            list; ``daylight``, ``[1] float32``, 0 to 1. The world is the same as with pixels; only
-            the night hides nothing.
+            list; ``daylight``, ``[1] float32``, 0 to 1. The world is the same as with pixels, but
+            at night nothing is hidden.
     """
 
     area: Pair = (64, 64)
@@ -65,7 +65,7 @@ class CrafterOptions:
 
     @classmethod
     def of(cls, **options: Any) -> CrafterOptions:
-        """Return the options that a user has written, checked.
+        """Check the options of a user, and return them.
 
         Raises:
             EnvError: There is no such option, or its value is impossible.
@@ -123,13 +123,13 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """Create the game.
 
         Args:
-            semantic: Whether ``info["semantic"]`` holds the map of materials and creatures.
+            semantic: Whether ``info["semantic"]`` contains the map of materials and creatures.
             render_mode: ``rgb_array`` or None.
             **options: Those of `CrafterOptions`, but ``symbolic``.
 
         Raises:
             ArgumentError: The render mode is unknown.
-            EnvError: There is no such option, its value is impossible, or symbols are asked for.
+            EnvError: There is no such option, its value is impossible, or symbols are requested.
         """
         self.render_mode = one_of("render_mode", render_mode, ("rgb_array", None))
         chosen = CrafterOptions.of(**options)

@@ -215,7 +215,7 @@ class DeviceProgram:
         return {path: self._tensor(name + at_path(path), x, spec) for (path, spec), x in pairs}
 
     def _tensor(self, name: str, array: Any, spec: TensorSpec) -> Tensor:
-        """Return a copy of an array, in the dtype that rollouts hold."""
+        """Return a copy of an array, in the dtype of rollouts."""
         if not hasattr(array, "__dlpack__"):
             raise self._misfit(name, "a tensor or an array with DLPack", array)
         tensor = array if isinstance(array, Tensor) else from_dlpack(array)

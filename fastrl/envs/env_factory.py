@@ -90,7 +90,7 @@ class EnvFactory:
         action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions.
         randomize: For fastrl's own environments that have parameters, and for factories that take
             an argument of this name; rejected for other ids.
-        episode_info: Names of values in the info of an episode's last step, beside those that
+        episode_info: Names of values in the info of an episode's last step, besides those that
             the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
         previous_action_reward: Add the previous action and reward to observations, outside of the
             wrappers; see `fastrl.envs.previous_step`.
@@ -99,9 +99,9 @@ class EnvFactory:
             a method ``action_masks()``.
         spare_envs: Number of further single environments of `batched`, which are reset in the
             background; see `fastrl.envs.spare_envs`.
-        must_be_on_device: Reject whatever is built that is not a `DeviceEnv`.
-        family: The one that builds the id; None where gymnasium or a factory does.
-        registered: The registration of the id with gymnasium; None where there is none, or a
+        must_be_on_device: Reject environments that are not a `DeviceEnv`.
+        family: Family of the id; None if gymnasium or a factory builds it.
+        registered: Registration of the id with gymnasium; None if there is none, or a
             module other than the script is imported for it.
     """
 
@@ -307,7 +307,7 @@ class EnvFactory:
                 env.close()
 
     def _source(self, env: Any) -> MaskSource | None:
-        """Return where an environment has masks; another one is probed if that takes a reset."""
+        """Return the source of an environment's masks; probe another one if that needs a reset."""
         if self.action_mask == "method" and not (_is_batched(env) or has_method(env)):
             raise EnvError(f"env.action_mask: '{self.name}' has no method {METHOD}()")
         if self.action_mask != "auto":

@@ -281,7 +281,7 @@ class GymLoop(StepLoop):
             raise StateError(f"{who} of '{self.spec.id}': {error}") from error
 
     def _note_values(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
-        """Write the values that the specification names; NaN where this episode has none."""
+        """Write the values that the specification names; NaN if this episode has none."""
         for column, name in enumerate(self.spec.episode_info):
             found: Any = info
             for part in name.split("/"):
@@ -305,7 +305,7 @@ class GymLoop(StepLoop):
         """Store the values and the last observation of an episode, and start the next one."""
         if views.episode_info is not None:
             self._note_values(index, infos[index], views.episode_info[index])
-        # Written before the reset: the environment may reuse the array it returned.
+        # Written before the reset, as the environment may reuse the array that it returned.
         self._writer.write_one(index, observations[index], views.final_observation)
         (views.terminated if flags[0] else views.truncated)[index] = True
         observations[index] = self._reset_env(index, None)

@@ -56,7 +56,7 @@ class MaskedBandit(gymnasium.Env[Any, Any]):
         return self._valid.copy()
 
     def get_state(self) -> State:
-        """Return the present step; see `fastrl.envs.state`."""
+        """Return the current step; see `fastrl.envs.state`."""
         return {"paying": self._paying, "valid": self._valid.copy()}
 
     def set_state(self, state: State) -> None:

@@ -78,7 +78,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         Args:
             batched: The environments.
             copy: Return copies of the observations; else views that the next step overwrites.
-            info: Return what ``batched.info()`` knows of each step, arrays ``[n]`` by name.
+            info: Add the arrays ``[n]`` of ``batched.info()`` to each step's infos.
             autoreset_mode: Whether the next episode begins in the step that ends one, or in the
                 next step, whose action is then ignored. The latter needs ``batched.advance``.
             seed: Seed of the first `reset` without a seed; None for a random one.
@@ -351,7 +351,7 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
 
         Args:
             batched: One environment, with ``restart``.
-            render_mode: ``rgb_array``, or None where nothing is drawn.
+            render_mode: ``rgb_array``, or None for no pictures.
             painter: Called once before the first picture.
             fps: Frames per second.
 
@@ -363,7 +363,7 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
         self.batched: Any = batched
         self._vector = BatchedVectorEnv(batched, render_mode=render_mode, painter=painter)
-        # Where the batch can, it waits at the end of an episode for `reset`.
+        # If the batch can, it waits at the end of an episode for `reset`.
         self._waits = hasattr(batched, "advance")
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}

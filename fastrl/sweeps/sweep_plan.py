@@ -172,7 +172,7 @@ def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
                 f"{brief(text)}"
             )
         if key in found:
-            raise ConfigError(f"--over: '{key}' is there twice; separate its values by commas")
+            raise ConfigError(f"--over: '{key}' is given twice; separate its values by commas")
         found[key] = parse_yaml(f"[{values}]", f"--over: {key}", numbered=False)
     return found
 

@@ -47,7 +47,7 @@ _SHARED = re.compile(
     r"|checkpoints/step_[0-9]{1,20}/(model\.safetensors|meta\.json)"
     r"|videos/[\w-][\w.-]{0,99}\.(mp4|gif)"
 )
-"""The only names that are taken from others."""
+"""The only files that are copied from a shared run."""
 _LONGEST_REASON = 300
 
 

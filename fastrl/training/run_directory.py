@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +53,6 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, lock: int) -> None:
-        self._inode = path.stat().st_ino
         self.path, self.name, self._lock = path, path.resolve().name, lock
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         self.metrics, self.faults = path / "metrics.jsonl", path / "faults.jsonl"
@@ -141,19 +139,8 @@ class RunDirectory:
     def close(self) -> None:
         """Unlock; safe to call twice."""
         if self._lock >= 0:
-            if self._is_removed():
-                # `rm -r` cannot remove a directory in which something was written meanwhile.
-                shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
-
-    def _is_removed(self) -> bool:
-        """Return whether someone has removed the lock and the configuration of this directory."""
-        with suppress(OSError):
-            is_same = self.path.stat().st_ino == self._inode
-            has_config = (self.path / "config.yaml").exists()
-            return is_same and not has_config and os.fstat(self._lock).st_nlink == 0
-        return False
 
 
 def _replace(file: Path, content: bytes | None) -> None:

@@ -1,6 +1,6 @@
 """Crafter, compiled: n worlds stepped by one call, identical to the original.
 
-It is ``fastrl/Crafter-v1``, for `fastrl.envs.EnvFactory` and for gymnasium, whose `make_vec`
+Its id is ``fastrl/Crafter-v1``, for `fastrl.envs.EnvFactory` and for gymnasium, whose `make_vec`
 builds a batch, and `make` the wrapper around the original, `fastrl.envs.crafter`.
 """
 

@@ -38,7 +38,7 @@ from fastrl.spec import EnvSpec
 
 ID = "fastrl/Crafter-v1"
 EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
-"""How often each achievement was reached, by the names that the single environment uses."""
+"""Names of the achievements' counts, as in the single environment."""
 _DAY = 300
 _COUNTS = {"inventory": rules.ITEMS, "achievements": rules.ACHIEVEMENTS}
 
@@ -398,13 +398,13 @@ def make_vec(name: str, num_envs: int, **options: Any) -> BatchedVectorEnv:
 
 
 def make_single(name: str, *, length: int | None = None, **options: Any) -> CrafterEnv:
-    """Build one world to record: the original game, which the batch equals; see `CrafterEnv`.
+    """Build one world for recordings: the original game, which equals the batch; see `CrafterEnv`.
 
     ``length`` is a time limit besides that of `gymnasium.make`.
 
     Raises:
-        EnvError: An option is unknown or not possible, or symbolic observations were asked for,
-            which the original does not have.
+        EnvError: An option is unknown or invalid, or symbolic observations are requested, which the
+            original does not have.
     """
     return CrafterEnv(length=length, **options)
 

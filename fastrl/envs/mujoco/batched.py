@@ -92,7 +92,7 @@ class MujocoBatchedEnv(ABC):
         physics: The simulations.
         params: The keyword arguments, an instance of `Params`.
         terms: Terms of the last step's rewards, by name.
-        dt: Seconds of simulated time per step; ``[n]`` where the time step is randomised.
+        dt: Seconds of simulated time per step; ``[n]`` if the time step is randomised.
         exact: Observations and rewards may be of any floating dtype; see `BatchedEnv`.
     """
 
@@ -405,7 +405,7 @@ class MujocoBatchedEnv(ABC):
 
 
 def frames_per_s(batched: MujocoBatchedEnv) -> int:
-    """Return how many pictures make a second of simulated time."""
+    """Return the number of pictures per second of simulated time."""
     return round(1 / float(np.min(batched.dt)))
 
 

@@ -99,7 +99,7 @@ def make_single(
 ) -> gymnasium.Env[Any, Any]:
     """Build one environment without a time limit, to evaluate and to record.
 
-    It is gymnasium's own, which the batch equals, unless ``randomize`` draws fields of the model or
+    It is gymnasium's, which equals the batch, unless ``randomize`` draws fields of the model or
     ``action_bounds`` keeps actions inside their ranges; then ``render_mode`` is ``rgb_array`` or
     None.
 

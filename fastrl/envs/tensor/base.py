@@ -229,9 +229,8 @@ class TensorEnv(ABC, Generic[S, P]):
             state: The state of this observation.
             reward: ``[*]``.
             terminated: ``[*]`` bool: the step led to a terminal state.
-            truncated: ``[*]`` bool: the time limit truncated the episode; never set where
-                ``terminated`` is.
-            info: ``final_observation``: what the step led to, before any reset.
+            truncated: ``[*]`` bool: the time limit truncated the episode; never both.
+            info: ``final_observation``: observation after the step, before any reset.
 
         Raises:
             EnvError: Action or noise have another shape; most would silently be broadcast. Or an
