@@ -238,8 +238,8 @@ def check_new_run(config: Config, name: str | None) -> None:
     """Reject a new run whose name or directory cannot be used, before time is spent on it.
 
     Raises:
-        ConfigError: As for `new_run_path`; or the directory is in use, holds other files or cannot
-            be made; or a run or a dataset that it learns from does not exist.
+        ConfigError: As for `new_run_path`; or the directory is in use, contains other files or
+            cannot be made; or a run or a dataset that it learns from does not exist.
     """
     path = new_run_path(config, name)
     _check_named_places(config)
@@ -265,7 +265,7 @@ def locked_for_new_run(path: Path) -> int:
     is_run = "config.yaml" in found and not found.isdisjoint(BESIDE_CONFIG)
     if not is_run and (others := sorted(found - _BEFORE_CONFIG)):
         raise ConfigError(
-            f"'{path}' holds other files, such as '{others[0]}'; choose another run_dir"
+            f"'{path}' contains other files, such as '{others[0]}'; choose another run_dir"
         )
     lock = locked(path)
     if (path / "config.yaml").exists():

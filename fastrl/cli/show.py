@@ -222,7 +222,7 @@ def _write_project(directory: Path) -> list[Path]:
 
 
 def plugins() -> None:
-    """List the names that configurations can use, with their sources."""
+    """List the names for configurations, with their sources."""
     with loading(imports_torch=False):
         from rich.table import Table
 

@@ -172,7 +172,7 @@ class Sweep:
         rows = _rows(log)
         if not rows:
             if any(each.name not in (LOG, ".lock") for each in self.directory.iterdir()):
-                raise ConfigError(f"'{self.directory}' holds other files; choose another --dir")
+                raise ConfigError(f"'{self.directory}' contains other files; choose another --dir")
             self._note(sweep=self._plan.identity())
             return known, ended
         if rows[0].get("sweep") != self._plan.identity():

@@ -283,7 +283,7 @@ class Broken(Counting):
         ("shape", r"'counting': reward must be \[4\] on cpu, got \[4, 1\] on cpu"),
         ("kind", "'counting': terminated must be a tensor or an array with DLPack, got None"),
         ("short", "'counting': the result of step must be a DeviceStep or a tuple of its first 5"),
-        ("number", "'counting' holds 5 environments, but 4 were requested"),
+        ("number", "'counting' has 5 environments, but 4 were requested"),
         ("actions", "'counting' must take one array of actions, got Dict"),
         ("device", "'counting' is on meta, but sampler.device is cpu; let its factory take"),
     ],

@@ -152,7 +152,7 @@ def test_a_sweep_is_continued_where_it_is_and_another_one_is_not_mixed_in(sweep)
     assert code == 2
     assert f"'{first}' holds another sweep: its grid differ" in err
     (first / "sweep.jsonl").unlink()
-    assert "holds other files" in sweep("--seeds", "0:1", "--dir", str(first))[2]
+    assert "contains other files" in sweep("--seeds", "0:1", "--dir", str(first))[2]
 
 
 def test_a_row_that_a_crash_has_cut_is_left_out(sweep):

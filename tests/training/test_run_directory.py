@@ -56,7 +56,7 @@ def test_directory_with_other_files_is_left_alone(tmp_path):
 
 def test_a_configuration_is_no_run(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1")
-    with pytest.raises(ConfigError, match=r"holds other files, such as 'config.yaml'; choose"):
+    with pytest.raises(ConfigError, match=r"contains other files, such as 'config.yaml'; choose"):
         check_new_run(small_run(tmp_path), None)
     assert {each.name for each in tmp_path.iterdir()} == {"config.yaml"}
 

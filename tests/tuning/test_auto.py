@@ -146,7 +146,8 @@ def test_a_directory_that_holds_a_run_is_told_before_anything_is_measured(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("fastrl.tuning.tuned", None)
-    (tmp_path / "config.yaml").touch()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / name).touch()
     assert main(["train", *TINY, "sampler.tune_s=1", f"run_dir={tmp_path}"]) == 2
     assert "contains a run already" in capsys.readouterr().err
 
