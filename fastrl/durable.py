@@ -76,8 +76,8 @@ def appearing(path: Path, hidden: Path | None = None) -> Iterator[Path]:
     Whatever ends the block before, such as an error, Ctrl-C or SIGTERM, leaves nothing.
 
     Args:
-        path: Of the complete file.
-        hidden: Where it is written; by default ``.NAME.partial`` beside it.
+        path: Path of the complete file.
+        hidden: Path of the file while it is written; by default ``.NAME.partial`` beside it.
     """
     hidden = hidden or _partial_of(path)
     with unwinding():

@@ -52,7 +52,7 @@ def check_policy_format(format: str, name: str = "format") -> None:
 
     Args:
         format: One of `POLICIES`.
-        name: Of the argument or option.
+        name: Name of the argument or option, for errors.
 
     Raises:
         ConfigError: The format is unknown, or its packages are missing.

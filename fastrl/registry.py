@@ -46,7 +46,7 @@ _LOGGER = logging.getLogger(__name__)
 _BUILTIN = "fastrl.builtin"
 _PATH = re.compile(r"[\w.]+:[\w.]+")
 _PLAIN = (str, bytes, Number, Sequence, Set, Mapping)
-"""Types of what is no object to register."""
+"""Types of plain data, which cannot be registered."""
 
 
 @dataclass(frozen=True)

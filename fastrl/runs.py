@@ -28,7 +28,7 @@ RUNS = Path("runs")
 VERSIONS, SIGNATURE, LOCK = "versions.json", "signature", ".lock"
 """Names of files in a run's directory."""
 BESIDE_CONFIG = frozenset({"checkpoints", "metrics.jsonl", VERSIONS})
-"""What a run has beside its config.yaml, which other directories may have as well."""
+"""Files by which a run differs from other directories with a config.yaml."""
 
 # Files of a run that was killed while its directory was made.
 _BEFORE_CONFIG = {
@@ -218,7 +218,7 @@ def check_pull(
     Args:
         repo: See `shared_folder`.
         directory: The directory; None for the last part of ``repo`` under ``runs/``.
-        revision: Of a repository on the hub.
+        revision: Revision of a repository on the hub; None for the latest.
 
     Raises:
         ConfigError: There is no such folder, or the directory cannot be used.

@@ -72,7 +72,7 @@ class TrialProcess:
         arguments: Of ``fastrl``.
         cores: What it may use; empty for all.
         log: File that its output is appended to.
-        code: What this program `packed` for the run.
+        code: Result of `packed` for the run.
 
     Attributes:
         is_lost: False, as it runs on this machine; see `StartedTrial`.

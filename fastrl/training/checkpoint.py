@@ -136,7 +136,7 @@ class CheckpointStore:
     """The checkpoints of a run: the last k, and the one with the best evaluation.
 
     Args:
-        directory: Where they are; never made, so that a run that was removed stays so.
+        directory: Existing directory of the checkpoints; it is not made again after it was removed.
         keep_last: k.
         on_written: Called with the directory of each checkpoint once it is complete.
         require: Called before each is written; raises an error if the run is gone.
