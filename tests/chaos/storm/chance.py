@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
 from fastrl.config import config_schema, load_config
 
@@ -147,12 +148,14 @@ def yaml_tree(pick: random.Random, keys: list[str]) -> str:
 
 
 def space(pick: random.Random, depth: int = 0) -> spaces.Space[Any]:
-    """Return any space that gymnasium can make, supported or not."""
+    """Return any space that gymnasium can make and sample, supported or not."""
     while True:
         try:
-            return _space(pick, depth)
+            made = _space(pick, depth)
+            batch_space(made).sample()
         except (AssertionError, ValueError, TypeError, OverflowError):
-            continue  # gymnasium refuses it
+            continue  # gymnasium cannot make it, or raises in `sample`
+        return made
 
 
 def _space(pick: random.Random, depth: int) -> spaces.Space[Any]:
