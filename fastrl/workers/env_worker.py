@@ -75,7 +75,7 @@ class EnvWorkerTask:
 def run_env_worker(context: WorkerContext, task: EnvWorkerTask) -> None:
     """Fill bank after bank until the run is stopped. Entry point of the process."""
     env_worker, replaced = task.env_worker, task.replaced
-    watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
+    watch = Stopwatch(context.counters, context.counters.worker_names[env_worker])
     seed_global_streams(context.plan.env_worker_stream(env_worker, replaced))
     stepper = EnvStepper(context, env_worker, replaced)
     stop_timers()
@@ -344,7 +344,7 @@ class EnvStepper:
     def __init__(self, context: WorkerContext, env_worker: int, replaced: int = 0) -> None:
         plan, topology = context.plan, context.plan.topology
         self._plan, self._table, self._env_worker = plan, context.table, env_worker
-        row = context.counters.row(f"env-worker-{env_worker}")
+        row = context.counters.row(context.counters.worker_names[env_worker])
         self._resetting, self._begun = row[Counter.RESETTING :][:1], row[Counter.BEGUN :][:1]
         self._resetting[0] = self._begun[0] = 0  # a predecessor may have written them
         self._replaced = replaced
