@@ -122,6 +122,7 @@ class DeviceSampler(CountingSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`."""
+        self._check_open()
         if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
             raise StateError("the state belongs to another kind of sampler")
         if ("env" in state) != (self._stateful is not None):

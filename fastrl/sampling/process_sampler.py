@@ -119,6 +119,7 @@ class TableSampler(CountingSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`; the numbers of environments, workers and groups must be the same."""
+        self._check_open()
         carried = self._carried(0)
         names = ("rollouts", "layout", "workers", "seeded", "episodes", *carried)
         if not isinstance(state, dict) or set(names) - state.keys():

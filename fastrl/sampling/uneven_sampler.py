@@ -169,11 +169,12 @@ class UnevenSampler(BaseSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`; this sampler has no states."""
+        self._check_open()
         raise StateError("with sampler.wait environments cannot continue from a state")
 
-    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """See `Sampler`; each worker uses them from its next part on."""
-        return max([part.publish(state_dict) for part in self._parts])
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """Publish to each worker, which uses the parameters from its next part on."""
+        return max([part.publish(state_dict, version) for part in self._parts])
 
     def close(self) -> None:
         """End all workers, killing them after two seconds; see `Sampler`."""
