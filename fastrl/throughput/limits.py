@@ -26,7 +26,7 @@ import torch
 from gymnasium import Env
 from gymnasium.vector.utils import batch_space
 
-from fastrl.closing import Closing
+from fastrl.closing import Closing, closing_on_error
 from fastrl.envs.action_masks import observes_mask, uniform_numbers, valid_sample
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.env_factory import EnvFactory
@@ -119,16 +119,13 @@ class LimitProbe(Closing):
         self._envs = [f"bare-env-{index}" for index in range(cores)]
         bare = factory.with_masks_of(plan.env_spec)
         self._has_policy = plan.build_model is not None and plan.device(0).type == "cpu"
-        try:
+        with closing_on_error(self):
             for name in self._envs:
                 self._start(name, partial(_bare_env, bare, plan.topology.envs_per_group))
             if self._has_policy:
                 self._start(_POLICY, partial(_bare_policy, plan))
             for name in self._pipes:
                 self._answer(name, _START_S)
-        except BaseException:
-            self.close()
-            raise
 
     def measure(self, seconds: float) -> Limit:
         """Measure for about ``seconds``, mostly the environment.

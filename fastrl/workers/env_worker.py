@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import brief
-from fastrl.closing import build_all, close_all, closed_after
+from fastrl.closing import build_all, close_all, closed_after, closing_on_error
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
 from fastrl.envs.calls import make_call, unpack_calls
@@ -537,7 +537,7 @@ class EnvStepper:
         before = int(self._begun[0])
         with self._naming(first):
             env = build(size, **counted)
-        try:
+        with closing_on_error(env):
             self._claim.add(env, first)
             who = f"env {first} of '{wanted.id}'"
             check_spaces(env.spec, wanted, who)
@@ -548,9 +548,6 @@ class EnvStepper:
                         f"{who} has the {what} {own}, the first has {first_has}; all environments "
                         "must have the same"
                     )
-        except BaseException:
-            env.close()
-            raise
         self._begun[0] = before + size
         return env
 
