@@ -185,17 +185,7 @@ def _bare_env(factory: EnvFactory, num_envs: int) -> _Measure:
         run, size = _bare_loop(*peel(single)), 1
     stop_timers()
     chunk = _warm_up(run)
-
-    def measure(seconds: float) -> float:
-        done = 0
-        start = now = time.perf_counter()
-        while now - start < seconds:
-            run(chunk)
-            done += chunk * size
-            now = time.perf_counter()
-        return (now - start) / done
-
-    return measure
+    return lambda seconds: mean_time(partial(run, chunk), seconds) / (chunk * size)
 
 
 def _warm_up(run: Callable[[int], None]) -> int:
@@ -275,11 +265,7 @@ def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], No
 def _bare_policy(plan: SamplingPlan) -> _Measure:
     """Return a timer of frames of the policy alone, at its best batch size."""
     calls = _policy_calls(plan)
-
-    def measure(seconds: float) -> float:
-        return min(mean_time(call, seconds / len(calls)) / size for size, call in calls)
-
-    return measure
+    return lambda seconds: min(mean_time(call, seconds / len(calls)) / size for size, call in calls)
 
 
 def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:

@@ -113,10 +113,8 @@ class _Loop(ABC):
         self._groups = range(self._topology.groups)
         self._rows = [context.handoff.row(task.env_worker, group) for group in self._groups]
         self._length = context.plan.rollout_length
-        self._paused, self._permit = (
-            context.handoff.paused,
-            context.handoff.permits[task.env_worker],
-        )
+        self._paused = context.handoff.paused
+        self._permit = context.handoff.permits[task.env_worker]
 
     def begin(self, rollout: int) -> None:
         """Wait until the bank is free, and write the first observations."""
@@ -141,8 +139,7 @@ class _Loop(ABC):
 
         Its episodes in the middle of a rollout are truncated. Between two rollouts nothing is
         truncated: the earlier rollout ends with the value of their last observation, and the next
-            begins new
-        episodes.
+        begins new episodes.
         """
 
     def _rest(self) -> None:
