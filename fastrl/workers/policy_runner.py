@@ -188,20 +188,12 @@ class PolicyRunner:
     def _out_of_memory(self, request: PolicyRequest) -> FastrlError:
         """Return an error with the number of environments for which the device has memory."""
         rows = request.stop - request.start
-        observation, schema = self._table.banks[request.bank].observation, self._table.schema
         fits = rows // 2
         while fits:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            rows_of = slice(request.start, request.start + fits)
-            part = {leaf: tensor[request.t, rows_of] for leaf, tensor in observation.items()}
-            inputs, mask = self._plan.env_spec.split_mask(part)
             try:
-                noise = self._noise[request.bank][0, :fits]
-                size = schema.state_size
-                out = PolicyOutput.zeros(fits, self._plan.env_spec.action, schema.outputs, size)
-                state = self._engine.initial_state(fits) if size else None
-                self._engine.act(inputs, noise, out, **only_given(state=state, mask=mask))
+                self._bind(request._replace(stop=request.start + fits))()
                 break
             except torch.OutOfMemoryError:
                 fits //= 2
