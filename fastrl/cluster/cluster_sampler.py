@@ -22,10 +22,10 @@ from fastrl.cluster.roster import Member, Roster, raise_if
 from fastrl.config import Config
 from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
-from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.errors import ConfigError, WorkerError
 from fastrl.program_code import packed
 from fastrl.sampling.build import spins_of
-from fastrl.sampling.sampler import BaseSampler, Memory, Sampler, SamplerStats
+from fastrl.sampling.sampler import BaseSampler, Memory, SamplerStats
 from fastrl.sampling.worker_pool import Fault
 from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.shared.table import Layout
@@ -40,20 +40,6 @@ _ASKED_S = 1.0
 _LOGGER = logging.getLogger(__name__)
 
 
-def cluster_sampler(
-    config: Config,
-    plan: SamplingPlan,
-    weights: Mapping[str, Tensor] | None,
-    on_fault: Callable[[Fault], None] | None,
-) -> Sampler:
-    """Return the sampler of a configuration with a section ``cluster``.
-
-    Raises:
-        ConfigError: The cluster cannot be joined, or a key is not supported.
-    """
-    return ClusterSampler(config, plan, weights, on_fault)
-
-
 class ClusterSampler(BaseSampler):
     """Collects one rollout from the sampler of each node; see `Sampler` for the contract.
 
@@ -66,6 +52,9 @@ class ClusterSampler(BaseSampler):
         plan: Plan of the run; each node has its own topology.
         weights: First parameters; None if actions are random.
         on_fault: Called with each failure of a worker or a node that is replaced.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or a key is not supported.
     """
 
     def __init__(
@@ -118,7 +107,8 @@ class ClusterSampler(BaseSampler):
             self._request()
             until_s = time.monotonic() + self._config.sampler.start_timeout_s
             while not self._is_enough():
-                self._receive()
+                for member, answer in self._roster.receive(_SLICE_S):
+                    self._take(member, answer)
                 self._roster.look()
                 self._continue()
                 if any(True for _ in self._roster):
@@ -163,10 +153,6 @@ class ClusterSampler(BaseSampler):
         wanted = most if self._settings.wait == "all" else math.ceil(self._settings.wait * most)
         return bool(self._arrived) and len(self._arrived) >= wanted
 
-    def _receive(self) -> None:
-        for member, answer in self._roster.receive(_SLICE_S):
-            self._take(member, answer)
-
     def _take(self, member: Member, answer: Any) -> None:
         """Store the answer of a node to a request for a rollout."""
         raise_if(member, answer)
@@ -188,13 +174,11 @@ class ClusterSampler(BaseSampler):
         self._next_rollout += 1
         return self._joined.join(index, [(sent, member.seat.slots) for member, sent in arrived])
 
-    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """See `Sampler`; nodes receive them with the next request."""
-        if self._weights is None:
-            raise FastrlError("this sampler has no policy: its actions are random")
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """Store new parameters, which nodes receive with the next request."""
         check_parameters(state_dict, self._views)
         copy_parameters(state_dict, self._views)
-        self._version += 1
+        self._version = self._version + 1 if version is None else version
         # Pending requests have, or refer to, copies of the previous version.
         parts = num_parts(len(self._vector))
         self._sent = (
@@ -249,6 +233,7 @@ class ClusterSampler(BaseSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`; nodes of other sizes than before begin new episodes, with a warning."""
+        self._check_open()
         if not isinstance(state, dict) or not isinstance(state.get("nodes"), dict):
             raise StateError("the state belongs to another kind of sampler")
         self._resumed, self._unused = state, dict(state["nodes"])

@@ -98,7 +98,7 @@ class Connection(Closing):
             _check_reachable(address)
         try:
             with _ours():
-                self._ray.init(
+                joined = self._ray.init(
                     **given, log_to_driver=False, configure_logging=False, namespace="fastrl"
                 )
         except (OSError, RuntimeError, ValueError) as error:
@@ -108,7 +108,7 @@ class Connection(Closing):
                 f"{one_line(error, 300)}{hint}"
             ) from error
         if address == "local":
-            self._session = Path(self._ray._private.worker._global_node.get_session_dir_path())
+            self._session = Path(joined.address_info["session_dir"])
         # Ray prints pages about a lost node to standard output, among the results of commands.
         self._ray._private.worker.print_to_stdstream = _log
 
@@ -163,6 +163,11 @@ class Connection(Closing):
         if len(references) > 1 and found:
             found = self._ray.wait(list(references), num_returns=len(references), timeout=0)[0]
         return found
+
+    def wait(self, references: Sequence[Any], seconds: float) -> None:
+        """Wait until all answers are ready, at most ``seconds``."""
+        if references:
+            self._ray.wait(list(references), num_returns=len(references), timeout=seconds)
 
     def get(self, references: Any, seconds: float) -> Any:
         """Return an answer, or a list of those to several references.

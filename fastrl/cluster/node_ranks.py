@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,7 +99,9 @@ class NodeRanks(Closing):
                 ranks.close()
                 if ranks.died is not None:
                     self._died.add(nodes[ranks.died - 1].id)
-                self._wait(peers, _END_S if ranks.lost is None else 0.0)
+                # The ranks close their workers before they end.
+                runs = [peer.reference for peer in peers if peer.asked]
+                self._connection.wait(runs, _END_S if ranks.lost is None else 0.0)
         finally:
             for peer in peers:
                 peer.kill()
@@ -139,11 +140,3 @@ class NodeRanks(Closing):
                 raise WorkerError("cluster", f"{peer} {lost}") from lost
             except FastrlError as error:
                 raise type(error)(f"{peer}: {error}") from error
-
-    def _wait(self, peers: list[Peer], seconds: float) -> None:
-        """Wait until the ranks have ended, so that they can close their workers."""
-        until_s = time.monotonic() + seconds
-        runs = [peer.reference for peer in peers if peer.asked]
-        while runs and (left_s := until_s - time.monotonic()) > 0:
-            ready = self._connection.ready(runs, left_s)
-            runs = [run for run in runs if run not in ready]

@@ -116,9 +116,7 @@ class NodeSampler(Answering):
             EnvError: The environment cannot be built here, or has other spaces.
         """
         require_packages(wanted)
-        return self._open(unpacked(content))
-
-    def _open(self, opening: Opening) -> str:
+        opening: Opening = unpacked(content)
         config, plan = opening.config, opening.plan
         found = call_in_child(
             env_factory(config).probing,
@@ -140,19 +138,16 @@ class NodeSampler(Answering):
             if opening.version > 1:
                 sampler.publish(opening.weights, opening.version)
         sampler.call_envs(opening.calls)
-        unrestored = self._restore(opening)
+        unrestored = ""
+        if opening.state is not None:
+            try:
+                sampler.set_state(opening.state)
+            except StateError as error:
+                unrestored = str(error)
+            else:
+                sampler.call_envs(opening.late_calls)
         sampler.start()
         return unrestored
-
-    def _restore(self, opening: Opening) -> str:
-        if opening.state is None:
-            return ""
-        try:
-            self._sampling.set_state(opening.state)
-        except StateError as error:
-            return str(error)
-        self._sampling.call_envs(opening.late_calls)
-        return ""
 
     def collect(self, seconds: float, version: int = 0, *weights: Any) -> Collected:
         """Return the next rollout, or none if it is not complete within ``seconds``.

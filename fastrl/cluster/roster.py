@@ -229,17 +229,11 @@ class Roster(Closing):
     def close(self) -> None:
         """Close the samplers of all members; kill those that take too long."""
         ending, timeout_s = list(self._members.values()), self._config.env.close_timeout_s + 2.0
-        until_s = time.monotonic() + timeout_s
         for member in ending:
             if not member.asked and member.samples:
                 member.ask(timeout_s, "close")
-        while (asked := [m.reference for m in ending if m.asked == "close"]) and (
-            left_s := until_s - time.monotonic()
-        ) > 0:
-            ready = self._connection.ready(asked, left_s)
-            for member in ending:
-                if member.reference in ready:
-                    member.kill()
+        asked = [member.reference for member in ending if member.asked == "close"]
+        self._connection.wait(asked, timeout_s)
         for member in ending:
             member.kill()
         self._members.clear()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
 
 from fastrl import registry
 from fastrl.arguments import instance, taken
+from fastrl.closing import closing_on_error
 from fastrl.config import Config, resolved
 from fastrl.datasets import check_dataset, load_dataset, named_dataset
 from fastrl.envs.env_factory import EnvFactory
@@ -123,7 +123,7 @@ def make_plan(
 
 def spins_of(topology: Topology, cores: int) -> int:
     """Return `SamplingPlan.spins` for a machine: workers spin only if each has a core."""
-    # The learner and the throughput process sleep while workers work.
+    # The learner sleeps while workers work.
     return _SPINS if cores >= topology.num_env_workers + topology.num_model_workers else 0
 
 
@@ -139,7 +139,7 @@ def sampler_builder(config: Config) -> Any:
     """
     if config.cluster is not None:
         # Imported only here, as it is a higher package and needs the package ray.
-        return import_object("fastrl.cluster.cluster_sampler:cluster_sampler", "cluster")
+        return import_object("fastrl.cluster.cluster_sampler:ClusterSampler", "cluster")
     return registry.chosen("sampler", config.sampler.kind, "sampler.kind")
 
 
@@ -226,12 +226,9 @@ def device_sampler(
     }
     if find_tensor(config.env.id) is None:
         factory = env_factory(config).with_masks_of(plan.env_spec)
-        with ExitStack() as stack:
-            own = factory.on_device(plan.topology.num_envs, device)
-            stack.callback(own.close)
-            sampler = DeviceSampler(plan, own, None, weights, **given)
-            stack.pop_all()
-        return sampler
+        own = factory.on_device(plan.topology.num_envs, device)
+        with closing_on_error(own):
+            return DeviceSampler(plan, own, None, weights, **given)
     if device.type == "cpu":
         # The plan's environments are compiled loops in this case.
         return serial_sampler(config, plan, weights, on_fault)

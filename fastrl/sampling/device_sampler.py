@@ -29,7 +29,7 @@ from fastrl.errors import ConfigError, EnvError
 from fastrl.models.inference.engines import bfloat16, rounded_to_bfloat16
 from fastrl.sampling.sampler import CountingSampler
 from fastrl.shared.rollouts import Episodes, Rollout
-from fastrl.shared.weights import check_parameters
+from fastrl.shared.weights import check_parameters, copy_parameters
 from fastrl.system import existing_device
 from fastrl.workers.handoff import Counter, CounterBoard, Stopwatch
 from fastrl.workers.plan import SamplingPlan
@@ -122,6 +122,7 @@ class DeviceSampler(CountingSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`."""
+        self._check_open()
         if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
             raise StateError("the state belongs to another kind of sampler")
         if ("env" in state) != (self._stateful is not None):
@@ -168,8 +169,17 @@ class DeviceSampler(CountingSampler):
         held = self._held(found)
         if self._check_numbers:
             self._refuse_bad_numbers(held, index)
-        rollout = self._as_rollout(found, held, index)
-        self._count(rollout)
+        fields = self._schema.fields
+        rollout = Rollout(
+            {name: fields[name].nested(value) for name, value in held.items()},
+            episodes=_episodes(found),
+            index=index,
+            restarted=torch.full_like(found.terminated[0], index == 0 and self._resumed is None),
+        )
+        row = self._watch.row
+        row[Counter.ENV_STEPS] += rollout.num_steps
+        row[Counter.EPISODES] += len(rollout.episodes)
+        row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
         return rollout
 
     @torch.no_grad()
@@ -178,8 +188,7 @@ class DeviceSampler(CountingSampler):
         assert self._model is not None
         own = self._model.state_dict()
         check_parameters(state_dict, own)
-        for name, tensor in own.items():
-            tensor.copy_(state_dict[name])
+        copy_parameters(state_dict, own)
         self._version = self._version + 1 if version is None else version
         return self._version
 
@@ -217,15 +226,6 @@ class DeviceSampler(CountingSampler):
         held = found._asdict() | extras | {"policy_version": version}
         return {field.name: held[field.name] for field in schema if field.in_rollout}
 
-    def _as_rollout(self, found: TensorRollout, held: Mapping[str, Any], index: int) -> Rollout:
-        fields = self._schema.fields
-        return Rollout(
-            {name: fields[name].nested(value) for name, value in held.items()},
-            episodes=_episodes(found),
-            index=index,
-            restarted=torch.full_like(found.terminated[0], index == 0 and self._resumed is None),
-        )
-
     def _refuse_bad_numbers(self, held: Mapping[str, Any], index: int) -> None:
         # Sums are one number to copy; finite ones may overflow.
         sums = [tensor.sum() for _, _, tensor in self._schema.numbers(held)]
@@ -236,12 +236,6 @@ class DeviceSampler(CountingSampler):
         found = self._schema.first_bad_number(held)
         if found is not None:
             raise self._bad_number(found, index)
-
-    def _count(self, rollout: Rollout) -> None:
-        row = self._watch.row
-        row[Counter.ENV_STEPS] += rollout.num_steps
-        row[Counter.EPISODES] += len(rollout.episodes)
-        row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
 
 
 def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:

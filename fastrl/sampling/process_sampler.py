@@ -45,6 +45,7 @@ class TableSampler(CountingSampler):
         state_dict: First parameters; by default those of a freshly built model.
         debug: Poison each bank before it is filled, and reject one with unwritten elements.
         check_numbers: Reject rollouts with a NaN or an infinity.
+        first_worker: Number in the name of the first env worker.
 
     Raises:
         FastrlError: There is not enough memory.
@@ -57,10 +58,11 @@ class TableSampler(CountingSampler):
         *,
         debug: bool = False,
         check_numbers: bool = True,
+        first_worker: int = 0,
     ) -> None:
         instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
         topology = plan.topology
-        names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
+        names = [f"env-worker-{first_worker + each}" for each in range(topology.num_env_workers)]
         names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
         self._debug = debug
         if plan.build_model is not None and state_dict is None:
@@ -117,6 +119,7 @@ class TableSampler(CountingSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`; the numbers of environments, workers and groups must be the same."""
+        self._check_open()
         carried = self._carried(0)
         names = ("rollouts", "layout", "workers", "seeded", "episodes", *carried)
         if not isinstance(state, dict) or set(names) - state.keys():
@@ -232,6 +235,7 @@ class ProcessSampler(TableSampler):
         faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.
+        first_worker: See `TableSampler`.
     """
 
     def __init__(
@@ -244,12 +248,19 @@ class ProcessSampler(TableSampler):
         faults: FaultPolicy | None = None,
         debug: bool = False,
         check_numbers: bool = True,
+        first_worker: int = 0,
     ) -> None:
         deadlines = Deadlines() if deadlines is None else deadlines
         faults = FaultPolicy() if faults is None else faults
         self._deadlines = instance("deadlines", deadlines, Deadlines)
         self._faults = instance("faults", faults, FaultPolicy)
-        super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
+        super().__init__(
+            plan,
+            state_dict,
+            debug=debug,
+            check_numbers=check_numbers,
+            first_worker=first_worker,
+        )
         self._asynchronous, self._owner = asynchronous, os.getpid()
         self._permitted, self._checked_s, self._pauses, self._parts = 0, 0.0, 0, 0
         self._pool: WorkerPool | None = None

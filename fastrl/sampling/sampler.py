@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import add, sub
-from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -136,8 +135,8 @@ class Sampler(Protocol):
         """Set the policy's parameters from the next rollout on; return their version.
 
         Raises:
-            FastrlError: The sampler draws random actions, or the parameters belong to another
-                model.
+            FastrlError: The sampler was closed or draws random actions, or the parameters belong to
+                another model.
         """
 
     @abstractmethod
@@ -149,12 +148,7 @@ class Sampler(Protocol):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
@@ -180,6 +174,17 @@ class BaseSampler(Sampler):
     def _check_open(self) -> None:
         if self._closed:
             raise FastrlError("this sampler is closed; make a new one to continue")
+
+    def publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """See `Sampler`; ``version`` is larger than the latest, by default the next one."""
+        self._check_open()
+        if self._plan.build_model is None:
+            raise FastrlError("this sampler has no policy: its actions are random")
+        return self._publish(state_dict, version)
+
+    @abstractmethod
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """Store new parameters; return their version."""
 
 
 class CountingSampler(BaseSampler):
@@ -214,16 +219,6 @@ class CountingSampler(BaseSampler):
     def pause(self, timeout_s: float = 120.0) -> None:
         """Return at once: nothing is computed outside of `collect`; see `Sampler`."""
         self._check_open()
-
-    def publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
-        """See `Sampler`; ``version`` is larger than the latest, by default the next one."""
-        if self._plan.build_model is None:
-            raise FastrlError("this sampler has no policy: its actions are random")
-        return self._publish(state_dict, version)
-
-    @abstractmethod
-    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
-        """Store new parameters; return their version."""
 
     def close(self) -> None:
         """Close the counters, which stay readable; see `Sampler`."""

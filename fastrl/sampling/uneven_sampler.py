@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from fastrl.arguments import finite_number, instance
+from fastrl.arguments import finite_number
 from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
-from fastrl.errors import ConfigError, EnvError, WorkerError
+from fastrl.errors import ConfigError, EnvError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import BaseSampler, SamplerStats, memory_of
-from fastrl.sampling.worker_pool import Fault, FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.watchdog import Deadlines
@@ -27,8 +26,6 @@ _POLL_S = 0.001
 """Interval of checks whether a part is complete."""
 _CHECK_S = 0.1
 """Interval of checks of the workers meanwhile."""
-_WORKER = "env-worker-0"
-"""Name of the worker within each part."""
 
 
 class UnevenSampler(BaseSampler):
@@ -87,8 +84,6 @@ class UnevenSampler(BaseSampler):
         self._joined = JoinedRollouts(plan.schema, plan.rollout_length)
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
-        faults = FaultPolicy() if faults is None else faults
-        found = instance("faults", faults, FaultPolicy)
 
         def part(worker: int) -> ProcessSampler:
             return ProcessSampler(
@@ -96,9 +91,10 @@ class UnevenSampler(BaseSampler):
                 state_dict,
                 asynchronous=True,
                 deadlines=deadlines,
-                faults=_renaming(found, worker),
+                faults=faults,
                 debug=debug,
                 check_numbers=check_numbers,
+                first_worker=worker,
             )
 
         self._parts = build_all(map(part, range(topology.num_env_workers)))
@@ -125,8 +121,7 @@ class UnevenSampler(BaseSampler):
         now_s = time.monotonic()
         for worker, part in enumerate(self._parts):
             if worker not in self._arrived and (is_due or part.is_complete):
-                with _named(worker):
-                    rollout = part.collect_until(now_s)
+                rollout = part.collect_until(now_s)
                 if rollout is not None:
                     self._arrived[worker] = part.sent(rollout)
         if is_due:
@@ -148,16 +143,12 @@ class UnevenSampler(BaseSampler):
         """See `Sampler`."""
         counters = np.concatenate([part.counters.snapshot() for part in self._parts])
         memory = memory_of(self.pids()) if details and not self._closed else {}
-        names = tuple(_name(worker) for worker in range(len(self._parts)))
+        names = tuple(name for part in self._parts for name in part.counters.worker_names)
         return SamplerStats.of_counters(time.monotonic_ns(), names, counters, memory=memory)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
-        return {
-            _name(worker): pid
-            for worker, part in enumerate(self._parts)
-            for pid in part.pids().values()
-        }
+        return {name: pid for part in self._parts for name, pid in part.pids().items()}
 
     def pause(self, timeout_s: float = 120.0) -> None:
         """See `Sampler`; the rollouts in progress may be incomplete."""
@@ -178,11 +169,12 @@ class UnevenSampler(BaseSampler):
 
     def set_state(self, state: State) -> None:
         """See `Sampler`; this sampler has no states."""
+        self._check_open()
         raise StateError("with sampler.wait environments cannot continue from a state")
 
-    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """See `Sampler`; each worker uses them from its next part on."""
-        return max([part.publish(state_dict) for part in self._parts])
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """Publish to each worker, which uses the parameters from its next part on."""
+        return max([part.publish(state_dict, version) for part in self._parts])
 
     def close(self) -> None:
         """End all workers, killing them after two seconds; see `Sampler`."""
@@ -194,9 +186,8 @@ class UnevenSampler(BaseSampler):
 
     def _each(self, use: Callable[[ProcessSampler], None]) -> None:
         with closing_on_error(self, but=EnvError):
-            for worker, part in enumerate(self._parts):
-                with _named(worker):
-                    use(part)
+            for part in self._parts:
+                use(part)
 
 
 def _part_of(plan: SamplingPlan, worker: int) -> SamplingPlan:
@@ -210,31 +201,3 @@ def _part_of(plan: SamplingPlan, worker: int) -> SamplingPlan:
         run_envs=whole.num_envs,
     )
     return replace(plan, topology=topology)
-
-
-def _name(worker: int) -> str:
-    return f"env-worker-{worker}"
-
-
-def _renaming(faults: FaultPolicy, worker: int) -> FaultPolicy:
-    """Return the policy of one part, whose faults name the worker of the whole."""
-    report = faults.on_fault
-    if report is None:
-        return faults
-
-    def renamed(fault: Fault) -> None:
-        cause = fault.cause.replace(_WORKER, _name(worker))
-        report(replace(fault, worker=_name(worker), cause=cause))
-
-    return replace(faults, on_fault=renamed)
-
-
-@contextmanager
-def _named(worker: int) -> Iterator[None]:
-    """Rename the worker of a part in its errors."""
-    try:
-        yield
-    except WorkerError as error:
-        error.worker = _name(worker)
-        error.args = (str(error.args[0]).replace(_WORKER, error.worker), *error.args[1:])
-        raise

@@ -262,9 +262,9 @@ class WorkerPool:
         self._supervisor.stop()
 
     def _start(self, name: str) -> None:
-        kind, _, index = name.rpartition("-")
-        worker, replaced, history = int(index), self._replaced[name], self._history
-        if kind != "env-worker":
+        worker, replaced, history = self._index(name), self._replaced[name], self._history
+        if worker >= self._topology.num_env_workers:
+            worker -= self._topology.num_env_workers
             self._supervisor.start(name, run_model_worker, self._context, worker, replaced)
             return
         resumed = None
@@ -283,6 +283,10 @@ class WorkerPool:
             task = EnvWorkerTask(worker, replaced, theirs, asked, resumed, calls, late_calls)
             self._supervisor.start(name, run_env_worker, self._context, task)
 
+    def _index(self, name: str) -> int:
+        """Return the index of a worker; env workers come first."""
+        return self._context.counters.worker_names.index(name)
+
     def _close_pipe(self, name: str) -> None:
         if name in self._pipes:
             self._pipes.pop(name).close()
@@ -290,10 +294,10 @@ class WorkerPool:
     def _replace(self, error: WorkerError) -> None:
         name = error.worker
         restarts = self._count(error)
-        kind, _, index = name.rpartition("-")
+        index = self._index(name)
         fault = Fault(name, error.args[0], error.remote_traceback, restarts)
-        if kind == "env-worker":
-            fault = self._end_episodes(int(index), error, fault)
+        if index < self._topology.num_env_workers:
+            fault = self._end_episodes(index, error, fault)
         if self._policy.on_fault is None:
             _LOGGER.warning("%s", fault)
         else:

@@ -48,6 +48,7 @@ class SharedBlock:
 
     Args:
         num_bytes: Size; reserved at once, as a later lack of memory would end a worker by SIGBUS.
+        fd: Descriptor of an existing block; by default a new one is made.
 
     Raises:
         FastrlError: There is not enough memory, or no descriptor is left.
@@ -55,10 +56,10 @@ class SharedBlock:
 
     _fd = -1
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int, fd: int | None = None) -> None:
         self.num_bytes = max(num_bytes, 1)
         try:
-            self._fd = _create(self.num_bytes)
+            self._fd = _create(self.num_bytes) if fd is None else fd
             self._map = mmap.mmap(self._fd, self.num_bytes)
         except OSError as error:
             self.close()
@@ -198,15 +199,8 @@ def _refused(num_bytes: int, error: OSError) -> FastrlError:
 
 
 def _attach(descriptor: Any, num_bytes: int) -> SharedBlock:
-    block = SharedBlock.__new__(SharedBlock)
-    block.num_bytes = num_bytes
-    block._fd = descriptor.detach()
-    try:
-        block._map = mmap.mmap(block._fd, num_bytes)
-    except OSError as error:
-        raise _refused(num_bytes, error) from error
-    finally:
-        block.close()  # a worker passes it on to no other process
+    block = SharedBlock(num_bytes, descriptor.detach())
+    block.close()  # a worker passes it on to no other process
     return block
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -299,8 +299,9 @@ class JoinedRollouts:
     """
 
     def __init__(self, schema: Schema, rollout_length: int) -> None:
-        self._layout_of = partial(Layout, schema, rollout_length)
-        self._banks: dict[int, _JoinedBank] = {}
+        self._layout_of = cache(partial(Layout, schema, rollout_length))
+        # Of each bank: its memory, and the fields of a `Rollout`.
+        self._banks: dict[int, tuple[NDArray[np.uint8], dict[str, Any]]] = {}
 
     def join(self, index: int, parts: Sequence[tuple[SentRollout, range]]) -> Rollout:
         """Return one rollout.
@@ -310,45 +311,24 @@ class JoinedRollouts:
             parts: The rollouts, each with its slots of the run.
         """
         sizes = [len(slots) for _, slots in parts]
-        bank = self._banks.get(index % NUM_BANKS)
-        if bank is None or bank.num_slots != sum(sizes):
-            bank = self._banks[index % NUM_BANKS] = _JoinedBank(self._layout_of, sum(sizes))
-        bank.fill([sent.memory for sent, _ in parts], sizes)
+        layout, found = self._layout_of(sum(sizes)), self._banks.get(index % NUM_BANKS)
+        if found is None or found[1]["reward"].shape[1] != sum(sizes):
+            memory = np.empty(layout.num_bytes, np.uint8)
+            found = memory, rollout_fields(layout.schema, layout.bank(memory))
+            self._banks[index % NUM_BANKS] = found
+        memory, fields = found
         starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        banks = [
+            self._layout_of(size).rows(sent.memory)
+            for size, (sent, _) in zip(sizes, parts, strict=True)
+        ]
+        for target, *sources in zip(layout.rows(memory), *banks, strict=True):
+            for start, source in zip(starts, sources, strict=True):
+                target[:, start : start + source.shape[1]] = source
         return Rollout(
-            bank.fields,
+            fields,
             episodes=Episodes.joined([sent.episodes for sent, _ in parts], starts),
             index=index,
             restarted=torch.from_numpy(np.concatenate([sent.restarted for sent, _ in parts])),
             slots=torch.cat([torch.arange(slots.start, slots.stop) for _, slots in parts]),
         )
-
-
-class _JoinedBank:
-    """A bank of ``num_slots``, for all samplers; ``fields`` are those of a `Rollout`."""
-
-    def __init__(self, layout_of: Callable[[int], Layout], num_slots: int) -> None:
-        self._layout_of, self.num_slots = layout_of, num_slots
-        layout = layout_of(num_slots)
-        self._memory = np.empty(layout.num_bytes, np.uint8)
-        self._rows = list(layout.rows(self._memory))
-        self.fields = rollout_fields(layout.schema, layout.bank(self._memory))
-
-    def fill(self, sent: Sequence[NDArray[np.uint8]], sizes: Sequence[int]) -> None:
-        """Copy banks side by side.
-
-        Args:
-            sent: Bank of each sampler, ``[num_bytes]``; see `Layout`.
-            sizes: B of each sampler.
-        """
-        if len(sent) == 1:
-            self._memory[:] = sent[0]
-            return
-        parts = [
-            self._layout_of(size).rows(memory) for size, memory in zip(sizes, sent, strict=True)
-        ]
-        for target, *sources in zip(self._rows, *parts, strict=True):
-            start = 0
-            for size, source in zip(sizes, sources, strict=True):
-                target[:, start : start + size] = source
-                start += size

@@ -128,7 +128,6 @@ class Schema:
         outputs: Outputs of the policy; see `fastrl.spec.outputs_of`.
         wanted: Optional fields that the algorithm requests: ``final_observation`` of every step
             in which an episode ended.
-        extras: Further fields.
         state_size: S: numbers of the policy's state, see `PolicyModel`; 0 without a memory.
         sequence_length: L: the rollout contains the state before every L-th step; L divides its
             length.
@@ -150,7 +149,6 @@ class Schema:
         env_spec: EnvSpec,
         outputs: Mapping[str, TensorSpec] = LOG_PROB_AND_VALUE,
         wanted: Iterable[str] = (),
-        extras: Iterable[Field] = (),
         state_size: int = 0,
         sequence_length: int = 1,
     ) -> None:
@@ -166,7 +164,6 @@ class Schema:
             *_environment_fields(env_spec, keep_final="final_observation" in wanted),
             *_policy_fields(env_spec, self.outputs),
             *_state_fields(state_size, sequence_length),
-            *extras,
         ):
             self._add(field)
 

@@ -26,7 +26,7 @@ import torch
 from gymnasium import Env
 from gymnasium.vector.utils import batch_space
 
-from fastrl.closing import Closing
+from fastrl.closing import Closing, closing_on_error
 from fastrl.envs.action_masks import observes_mask, uniform_numbers, valid_sample
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.env_factory import EnvFactory
@@ -119,16 +119,13 @@ class LimitProbe(Closing):
         self._envs = [f"bare-env-{index}" for index in range(cores)]
         bare = factory.with_masks_of(plan.env_spec)
         self._has_policy = plan.build_model is not None and plan.device(0).type == "cpu"
-        try:
+        with closing_on_error(self):
             for name in self._envs:
                 self._start(name, partial(_bare_env, bare, plan.topology.envs_per_group))
             if self._has_policy:
                 self._start(_POLICY, partial(_bare_policy, plan))
             for name in self._pipes:
                 self._answer(name, _START_S)
-        except BaseException:
-            self.close()
-            raise
 
     def measure(self, seconds: float) -> Limit:
         """Measure for about ``seconds``, mostly the environment.
@@ -188,17 +185,7 @@ def _bare_env(factory: EnvFactory, num_envs: int) -> _Measure:
         run, size = _bare_loop(*peel(single)), 1
     stop_timers()
     chunk = _warm_up(run)
-
-    def measure(seconds: float) -> float:
-        done = 0
-        start = now = time.perf_counter()
-        while now - start < seconds:
-            run(chunk)
-            done += chunk * size
-            now = time.perf_counter()
-        return (now - start) / done
-
-    return measure
+    return lambda seconds: mean_time(partial(run, chunk), seconds) / (chunk * size)
 
 
 def _warm_up(run: Callable[[int], None]) -> int:
@@ -278,11 +265,7 @@ def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], No
 def _bare_policy(plan: SamplingPlan) -> _Measure:
     """Return a timer of frames of the policy alone, at its best batch size."""
     calls = _policy_calls(plan)
-
-    def measure(seconds: float) -> float:
-        return min(mean_time(call, seconds / len(calls)) / size for size, call in calls)
-
-    return measure
+    return lambda seconds: min(mean_time(call, seconds / len(calls)) / size for size, call in calls)
 
 
 def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:

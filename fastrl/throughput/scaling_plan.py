@@ -10,7 +10,8 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from rich.console import Group
@@ -169,16 +170,14 @@ class ScalingPlan:
     work: Workload
     network: Network
     nodes: Sequence[int]
-    _updates: dict[tuple[int, Mode], PlannedUpdate] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        """Compute all updates."""
-        updates = {
+    @cached_property
+    def _updates(self) -> dict[tuple[int, Mode], PlannedUpdate]:
+        return {
             (nodes, mode): update_of(self.work, self.network, nodes, mode)
             for nodes in self.nodes
             for mode in MODES
         }
-        object.__setattr__(self, "_updates", updates)
 
     def faster(self, nodes: int) -> Mode:
         """Return the faster mode; rollouts, which is simpler, if both are equal."""

@@ -118,7 +118,12 @@ def _tuned_machines(
                 peer.ask(timeout_s, "tune", packages(), content)
             for peer in peers:
                 where = f"{peer} ({peer.node.cores} cores)"
-                best, lines = _answer(peer, where)
+                try:
+                    best, lines = peer.wait()
+                except NodeLostError as error:
+                    best, lines = None, [f"not tuned: it {error}"]
+                except FastrlError as error:
+                    raise type(error)(f"{where}: {error}") from error
                 for line in lines:
                     say(f"{where}: {line}")
                 if best is not None:
@@ -129,13 +134,3 @@ def _tuned_machines(
                 peer.kill()
     machines = cluster.model_copy(update={"machines": tuple(found)})
     return config.model_copy(update={"cluster": machines})
-
-
-def _answer(peer: Peer, where: str) -> tuple[Candidate | None, list[str]]:
-    try:
-        found: tuple[Candidate | None, list[str]] = peer.wait()
-    except NodeLostError as error:
-        return None, [f"not tuned: it {error}"]
-    except FastrlError as error:
-        raise type(error)(f"{where}: {error}") from error
-    return found

@@ -19,7 +19,7 @@ from pathlib import Path
 import gymnasium
 import torch
 
-from fastrl.closing import Closing
+from fastrl.closing import Closing, closing_on_error
 from fastrl.config import Config
 from fastrl.config.fields import code_of
 from fastrl.envs.family import family_of, own_families
@@ -119,7 +119,7 @@ class Tuning(Closing):
         self._bench = Workbench(
             config, options.objective, limit_s, start_limit_s=max(limit_s, options.budget_s / 2)
         )
-        try:
+        with closing_on_error(self):
             default = candidate_of(config)
             fits = self._bench.calibrate(default).fits
             self.space = replace(_space(config, options, self._bench.plan), fits=fits)
@@ -131,9 +131,6 @@ class Tuning(Closing):
             self._search = Search(
                 self.space, default, self._bench, settings, study=study, watch=watch
             )
-        except BaseException:
-            self.close()
-            raise
         self._ready_s = time.monotonic()
 
     def run(self) -> TuneReport:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fastrl.closing import Closing
+from fastrl.closing import Closing, closed_after, closing_on_error
 from fastrl.config import Config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling.build import make_plan, make_sampler, require_environments
@@ -261,11 +261,8 @@ class Workbench(Closing):
             while len(self._rigs) >= _RUNNING:
                 self._rigs.pop(next(iter(self._rigs))).close()
             rig = self._started(candidate)
-        try:
+        with closing_on_error(rig):
             sample = rig.window(seconds, self._resets)
-        except BaseException:
-            rig.close()
-            raise
         self._rigs[candidate], self._first_limit_s = rig, self._start_limit_s
         self._fps = max(self._fps, sample.fps)
         return sample
@@ -281,13 +278,11 @@ class Workbench(Closing):
         plan, groups = self.plan, candidate.groups
         n = min(8, candidate.envs_per_worker) // groups * groups or groups
         rig = self._started(candidate.but(envs_per_worker=n), _SHORTEST_ROLLOUT)
-        try:
+        with closed_after(rig):
             self._fps = rig.window(_SETTLE_S, self._resets).fps
             seconds = min(_CALIBRATION_S, self._limit_s / 4)
             found = rig.calibrate(seconds, plan.env_spec.max_episode_steps)
             self._resets, worker_bytes = found
-        finally:
-            rig.close()
         process_bytes = call_in_child(_own_bytes, self._config.sampler.start_timeout_s)
         env_bytes = max(0, worker_bytes - process_bytes) // n
         usable = int(_USABLE_MEMORY * free_bytes())
@@ -309,11 +304,8 @@ class Workbench(Closing):
             sampler = config.sampler.model_copy(update={"mode": "async"})
             config = config.model_copy(update={"sampler": sampler})
         rig = _Rig(config, plan, self._objective, self._limit_s)
-        try:
+        with closing_on_error(rig):
             rig.start(self._first_limit_s)
-        except BaseException:
-            rig.close()
-            raise
         return rig
 
 

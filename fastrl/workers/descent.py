@@ -35,65 +35,27 @@ _MOST_ROUNDS = 100
 """Limit of attempts to kill a tree that keeps starting processes."""
 
 
-class Forks:
-    """Prepares forks of a worker, which only environments make.
-
-    A fork has the default handler of SIGTERM, so that it can be terminated, and ends with its
-    worker. SIGINT and SIGHUP stay ignored: a terminal sends them to all processes at once, but a
-    run still needs its environments to be saved.
-    """
-
-    def __init__(self) -> None:
-        self._worker = 0
-        self._by_main_thread = False
-        self._mask: set[int] = set()
-
-    def begin(self) -> None:
-        """Mark this process as a worker, whose forks are children of environments."""
-        self._worker = os.getpid()
-
-    def before(self) -> None:
-        """Record the thread that forks, and block SIGTERM until the child has a handler for it."""
-        if self._worker:
-            self._by_main_thread = threading.current_thread() is threading.main_thread()
-            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-
-    def after_in_parent(self) -> None:
-        """Unblock SIGTERM."""
-        if self._worker:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-
-    def after_in_child(self) -> None:
-        """Prepare a fork of a worker; do nothing in other forks."""
-        worker, self._worker = self._worker, 0
-        if not worker:
-            return
-        if signal.getsignal(signal.SIGTERM) is ignore_signal:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        # The kernel also sends that signal when the forking thread ends.
-        if self._by_main_thread:
-            end_with(worker)
-
-
-forks = Forks()
-
-
 def ignore_signal(number: int, frame: object) -> None:
     """Ignore a signal; unlike SIG_IGN, programs started with exec do not inherit this."""
 
 
 @contextlib.contextmanager
-def without_hangups() -> Iterator[None]:
-    """Ignore SIGHUP in the block, if it runs in the main thread."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
-        yield
-        return
-    before = signal.signal(signal.SIGHUP, ignore_signal)
+def _handled(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Handle signals in the block, if it runs in the main thread."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, handler) for each in numbers if is_main}
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for each, handled in before.items():
+            signal.signal(each, handled)
+
+
+@contextlib.contextmanager
+def without_hangups() -> Iterator[None]:
+    """Ignore SIGHUP in the block, if it runs in the main thread."""
+    with _handled([each for each in OF_GROUPS if each.name == "SIGHUP"], ignore_signal):
+        yield
 
 
 @contextlib.contextmanager
@@ -102,15 +64,9 @@ def as_interrupts() -> Iterator[None]:
 
     It applies only in the main thread, and not to ignored signals, as under ``nohup``.
     """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        heard = (each for each in OF_GROUPS if signal.getsignal(each) is not signal.SIG_IGN)
-        before = {each: signal.signal(each, signal.default_int_handler) for each in heard}
-    try:
+    heard = [each for each in OF_GROUPS if signal.getsignal(each) is not signal.SIG_IGN]
+    with _handled(heard, signal.default_int_handler):
         yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 class NoThreadError(FastrlError):
@@ -149,16 +105,20 @@ def send_at_end_of_parent(number: int) -> bool:
     Returns:
         False if the system does not support it.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    return True
+    return control_process(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:
     """Become the parent of all descendants whose parents end, on Linux."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    control_process(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def control_process(option: int, value: int | bytes) -> bool:
+    """Set an option of Linux's prctl; return False on other systems."""
+    if not sys.platform.startswith("linux"):
+        return False
+    ctypes.CDLL(None).prctl(option, value)
+    return True
 
 
 def end_descendants() -> None:
@@ -221,11 +181,3 @@ def _runs(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=forks.before,
-        after_in_parent=forks.after_in_parent,
-        after_in_child=forks.after_in_child,
-    )

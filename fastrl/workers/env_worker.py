@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import brief
-from fastrl.closing import build_all, close_all, closed_after
+from fastrl.closing import build_all, close_all, closed_after, closing_on_error
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
 from fastrl.envs.calls import make_call, unpack_calls
@@ -75,7 +75,7 @@ class EnvWorkerTask:
 def run_env_worker(context: WorkerContext, task: EnvWorkerTask) -> None:
     """Fill bank after bank until the run is stopped. Entry point of the process."""
     env_worker, replaced = task.env_worker, task.replaced
-    watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
+    watch = Stopwatch(context.counters, context.counters.worker_names[env_worker])
     seed_global_streams(context.plan.env_worker_stream(env_worker, replaced))
     stepper = EnvStepper(context, env_worker, replaced)
     stop_timers()
@@ -113,10 +113,8 @@ class _Loop(ABC):
         self._groups = range(self._topology.groups)
         self._rows = [context.handoff.row(task.env_worker, group) for group in self._groups]
         self._length = context.plan.rollout_length
-        self._paused, self._permit = (
-            context.handoff.paused,
-            context.handoff.permits[task.env_worker],
-        )
+        self._paused = context.handoff.paused
+        self._permit = context.handoff.permits[task.env_worker]
 
     def begin(self, rollout: int) -> None:
         """Wait until the bank is free, and write the first observations."""
@@ -141,8 +139,7 @@ class _Loop(ABC):
 
         Its episodes in the middle of a rollout are truncated. Between two rollouts nothing is
         truncated: the earlier rollout ends with the value of their last observation, and the next
-            begins new
-        episodes.
+        begins new episodes.
         """
 
     def _rest(self) -> None:
@@ -344,7 +341,7 @@ class EnvStepper:
     def __init__(self, context: WorkerContext, env_worker: int, replaced: int = 0) -> None:
         plan, topology = context.plan, context.plan.topology
         self._plan, self._table, self._env_worker = plan, context.table, env_worker
-        row = context.counters.row(f"env-worker-{env_worker}")
+        row = context.counters.row(context.counters.worker_names[env_worker])
         self._resetting, self._begun = row[Counter.RESETTING :][:1], row[Counter.BEGUN :][:1]
         self._resetting[0] = self._begun[0] = 0  # a predecessor may have written them
         self._replaced = replaced
@@ -537,7 +534,7 @@ class EnvStepper:
         before = int(self._begun[0])
         with self._naming(first):
             env = build(size, **counted)
-        try:
+        with closing_on_error(env):
             self._claim.add(env, first)
             who = f"env {first} of '{wanted.id}'"
             check_spaces(env.spec, wanted, who)
@@ -548,9 +545,6 @@ class EnvStepper:
                         f"{who} has the {what} {own}, the first has {first_has}; all environments "
                         "must have the same"
                     )
-        except BaseException:
-            env.close()
-            raise
         self._begun[0] = before + size
         return env
 

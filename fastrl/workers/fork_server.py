@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import types
 import warnings
 
@@ -21,7 +22,7 @@ from fastrl.workers.descent import (
     adopt_orphans,
     end_descendants,
     end_with,
-    forks,
+    ignore_signal,
     send_at_end_of_parent,
 )
 
@@ -29,7 +30,10 @@ _SERVER, _STARTER = os.getpid(), os.getppid()
 _AT_END_OF_STARTER = signal.SIGURG
 """Ignored by default, so that children without a handler ignore it."""
 
-_worker = False
+_worker: int | None = None
+"""In a worker its process id; in forks of workers, which only environments make, 0."""
+_by_main_thread = False
+_mask: set[int] = set()
 
 
 def _end_with_starter(number: int, frame: object) -> None:
@@ -39,15 +43,38 @@ def _end_with_starter(number: int, frame: object) -> None:
         os._exit(0)
 
 
-def _after_fork() -> None:
-    """Make a worker end with the fork server from its first instruction on."""
+def _before_fork() -> None:
+    """In a worker, record the thread that forks, and block SIGTERM in its fork."""
+    global _by_main_thread, _mask
+    if _worker:
+        _by_main_thread = threading.current_thread() is threading.main_thread()
+        _mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _after_fork_in_parent() -> None:
+    if _worker:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+
+
+def _after_fork_in_child() -> None:
+    """Make a worker end with the fork server from its first instruction on, and its forks with it.
+
+    A fork of a worker has the default handler of SIGTERM, so that it can be terminated. SIGINT and
+    SIGHUP stay ignored: a terminal sends them to all processes at once, but a run still needs its
+    environments to be saved.
+    """
     global _worker
-    if _worker:  # a fork of a worker
-        return
-    _worker = True
-    signal.signal(_AT_END_OF_STARTER, signal.SIG_DFL)
-    end_with(_SERVER)
-    forks.begin()
+    worker, _worker = _worker, os.getpid() if _worker is None else 0
+    if worker is None:
+        signal.signal(_AT_END_OF_STARTER, signal.SIG_DFL)
+        end_with(_SERVER)
+    elif worker:
+        if signal.getsignal(signal.SIGTERM) is ignore_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+        # The kernel also sends that signal when the forking thread ends.
+        if _by_main_thread:
+            end_with(worker)
 
 
 def _end_with_error(
@@ -86,4 +113,8 @@ warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
 adopt_orphans()
 sys.excepthook = _end_with_error
 atexit.register(_end)
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -112,13 +112,16 @@ class PolicyRunner:
         has_value = self._table.schema.has_value
         observed = {leaf: tensor[t, slots] for leaf, tensor in bank.observation.items()}
         observation, mask = self._plan.env_spec.split_mask(observed)
-        carry, memory = self._bind_state(request)
+        carry: Callable[[], None] | None = None
+        memory: dict[str, Tensor] = {}
+        if self._states is not None:
+            carry, memory["state"] = self._states.bind(request.bank, t, slots)
         if t < self._length:
             infer = self._bind_act(request, observation, {**memory, **only_given(mask=mask)})
         elif has_value:
             infer = self._engine.bind_values(observation, bank.value[t, slots], **memory)
         else:
-            return carry or _nothing
+            return carry or (lambda: None)
         values = t > 0 and has_value
         if not values and carry is None:
             return infer
@@ -132,18 +135,6 @@ class PolicyRunner:
             infer()
 
         return call
-
-    def _bind_state(
-        self, request: PolicyRequest
-    ) -> tuple[Callable[[], None] | None, dict[str, Tensor]]:
-        """Return a call that computes the state of a request, and the state as an argument.
-
-        Without a memory they are None and an empty mapping.
-        """
-        if self._states is None:
-            return None, {}
-        carry, state = self._states.bind(request.bank, request.t, request.slots)
-        return carry, {"state": state}
 
     def _bind_act(
         self, request: PolicyRequest, observation: Mapping[str, Tensor], further: dict[str, Tensor]
@@ -197,20 +188,12 @@ class PolicyRunner:
     def _out_of_memory(self, request: PolicyRequest) -> FastrlError:
         """Return an error with the number of environments for which the device has memory."""
         rows = request.stop - request.start
-        observation, schema = self._table.banks[request.bank].observation, self._table.schema
         fits = rows // 2
         while fits:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            rows_of = slice(request.start, request.start + fits)
-            part = {leaf: tensor[request.t, rows_of] for leaf, tensor in observation.items()}
-            inputs, mask = self._plan.env_spec.split_mask(part)
             try:
-                noise = self._noise[request.bank][0, :fits]
-                size = schema.state_size
-                out = PolicyOutput.zeros(fits, self._plan.env_spec.action, schema.outputs, size)
-                state = self._engine.initial_state(fits) if size else None
-                self._engine.act(inputs, noise, out, **only_given(state=state, mask=mask))
+                self._bind(request._replace(stop=request.start + fits))()
                 break
             except torch.OutOfMemoryError:
                 fits //= 2
@@ -231,10 +214,6 @@ class PolicyRunner:
                 noise = self._engine.draw_noise(shape, self._plan.policy_generator(share, rollout))
                 parts.append(noise[:, max(0, first - slots.start) : stop - slots.start])
         return torch.cat(parts, 1)
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 def _merge(requests: Sequence[PolicyRequest]) -> Sequence[PolicyRequest]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import multiprocessing
@@ -31,6 +30,7 @@ from fastrl.workers.descent import (
     LACKS,
     OF_GROUPS,
     NoThreadError,
+    control_process,
     end_descendants,
     ignore_signal,
     mark_programs,
@@ -117,10 +117,7 @@ class _Work:
 
 
 def start_process(
-    name: str,
-    target: Callable[..., None],
-    args: tuple[Any, ...],
-    settings: tuple[Connection, Connection, int, int, str],
+    name: str, target: Callable[..., None], args: tuple[Any, ...], settings: tuple[Any, ...]
 ) -> Process:
     """Start a process that runs ``target(*args)``.
 
@@ -234,8 +231,7 @@ def _run(
     _forget_server()
     _ignore_group_signals()
     mark_programs(mark)
-    if sys.platform.startswith("linux"):  # for ps and top, which show 15 bytes
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+    control_process(_PR_SET_NAME, name.encode()[:15])  # for ps and top, which show 15 bytes
     keep_freed_memory()
     torch.set_num_threads(torch_threads)
     try:

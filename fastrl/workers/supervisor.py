@@ -85,6 +85,7 @@ class Supervisor:
         closes: Closes | None = None,
     ) -> None:
         self._torch_threads = torch_threads
+        closes = closes or Closes(lambda _: 0, grace_s)
         self._children: dict[str, _Child] = {}
         self._lifeline_read, lifeline = pipe()
         for end in (self._lifeline_read, lifeline):
@@ -276,7 +277,7 @@ def _end(
     children: dict[str, _Child],
     request_stop: Callable[[], None],
     lifeline: Connection,
-    limits: tuple[float, Closes | None],
+    limits: tuple[float, Closes],
 ) -> None:
     """End all workers, except in a fork of their owner."""
     if os.getpid() != owner:
@@ -300,7 +301,7 @@ def _end(
         lifeline.close()
 
 
-def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) -> None:
+def _wait(children: dict[str, _Child], grace_s: float, closes: Closes) -> None:
     """Wait until each worker has ended or exceeded its time."""
     since = {name: (0, time.monotonic()) for name in children}
     while since:
@@ -308,13 +309,13 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
             if not children[name].process.is_alive():
                 del since[name]
                 continue
-            now = 0 if closes is None else closes.begun(name)
-            limit_s = closes.timeout_s if closes is not None and now else grace_s
+            now = closes.begun(name)
+            limit_s = closes.timeout_s if now else grace_s
             if now != begun:
                 since[name] = (now, time.monotonic())
             elif time.monotonic() - begun_s >= limit_s:
                 del since[name]
-                if closes is not None and now:
+                if now:
                     _LOGGER.warning(
                         "%s did not close an environment within %g s, and was killed with its "
                         "child processes; raise %s if it needs longer",

@@ -81,21 +81,19 @@ class Watchdog:
         self._topology, self._deadlines = context.plan.topology, deadlines
         self._length, self._lock_step = context.plan.rollout_length, context.plan.lock_step
         self._names = context.counters.worker_names
-        self._seen = dict.fromkeys(self._names, _Progress(0, 0, 0))
+        self._at_start = dict.fromkeys(self._names, _Progress(0, 0, 0))
+        self._seen = dict(self._at_start)
         self._stalled_s = dict.fromkeys(self._names, 0.0)
-        self._ready: set[str] = set()
-        self._started: set[str] = set()
         self._checked_s = time.monotonic()
 
     def has_started(self, name: str) -> bool:
         """Return whether a worker has made a step since its start."""
-        return self._progress(name).done != self._seen[name].done or name in self._started
+        return self._progress(name).done != self._at_start[name].done
 
     def restart(self, name: str) -> None:
         """Record that a worker was replaced."""
-        self._started.discard(name)
-        self._ready.discard(name)
-        self._seen[name], self._stalled_s[name] = self._progress(name), 0.0
+        self._at_start[name] = self._seen[name] = self._progress(name)
+        self._stalled_s[name] = 0.0
 
     def overdue(self) -> Iterator[tuple[str, str]]:
         """Yield name and error message of every worker that has overrun its deadline."""
@@ -114,15 +112,8 @@ class Watchdog:
 
     def _has_moved(self, name: str) -> bool:
         """Record and return whether a worker has made progress since the last check."""
-        before, now = self._seen[name], self._progress(name)
-        if now == before:
-            return False
-        self._seen[name] = now
-        if now.heartbeat_ns != before.heartbeat_ns:
-            self._ready.add(name)
-        if now.done != before.done:
-            self._started.add(name)
-        return True
+        before, self._seen[name] = self._seen[name], self._progress(name)
+        return self._seen[name] != before
 
     def _progress(self, name: str) -> _Progress:
         row = self._counters.row(name)
@@ -131,7 +122,7 @@ class Watchdog:
 
     def _limit(self, name: str, is_env_worker: bool) -> tuple[float, str]:
         deadlines = self._deadlines
-        if name not in self._ready:
+        if self._seen[name].heartbeat_ns == self._at_start[name].heartbeat_ns:
             limit_s = deadlines.start_timeout_s
             message = f"{name} was not ready within {limit_s:g} s"
             return limit_s, f"{message}; raise sampler.start_timeout_s if it needs longer"

@@ -3,10 +3,12 @@
 import dataclasses
 import os
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import EnvError
 from fastrl.sampling import FaultPolicy, ProcessSampler, SerialSampler
 from fastrl.spec import EnvSpec, Topology
@@ -104,6 +106,34 @@ def test_serial_sampler_names_the_same_number():
             sampler.collect()
         with pytest.raises(EnvError, match="reward is nan at step 3 of rollout 2, in env 1 of"):
             sampler.collect()
+
+
+class Huge(gymnasium.Env):
+    """Observes and rewards numbers of float64, one of which is beyond float32."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, huge):
+        self._huge = huge
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1), {}
+
+    def step(self, action):
+        reward, observed = ((1e300 if self._huge == name else 0.0) for name in ("reward", "obs"))
+        return np.array([observed]), reward, False, False, {}
+
+
+@pytest.mark.parametrize("kind", [ProcessSampler, SerialSampler])
+@pytest.mark.parametrize(("huge", "told"), [("reward", "reward is inf"), ("obs", "observation is")])
+def test_numbers_beyond_float32_are_reported_by_the_check_alone(kind, huge, told, capfd):
+    factory = EnvFactory(lambda: Huge(huge))
+    plan = dataclasses.replace(plan_of(TOPOLOGIES[0]), env_spec=factory.probe())
+    plan = dataclasses.replace(plan, build_env=factory.batched)
+    with kind(plan) as sampler, pytest.raises(EnvError, match=told):
+        sampler.collect()
+    assert "overflow" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [ProcessSampler, SerialSampler])

@@ -219,8 +219,9 @@ def test_misuse_says_what_would_be_right():
         sampler.publish({**weights, name: torch.zeros(1)})
     sampler.close()
     sampler.close()
-    with pytest.raises(FastrlError, match="this sampler is closed"):
-        sampler.collect()
+    for use in (sampler.collect, lambda: sampler.publish(weights)):
+        with pytest.raises(FastrlError, match="this sampler is closed"):
+            use()
     gc.collect()  # or what other tests have dropped is closed meanwhile
     before = psutil.Process().num_fds()
     plan = make_plan(config())

@@ -210,7 +210,7 @@ def snapshot(value):
     return torch.cat([t.flatten().double() for t in tensors])
 
 
-@pytest.mark.parametrize("kind", [SerialSampler, ProcessSampler])
+@pytest.mark.parametrize("kind", [SerialSampler, ProcessSampler, partial(UnevenSampler, wait=1)])
 @pytest.mark.parametrize("started", [True, False])
 def test_closed_sampler_says_so(kind, started):
     sampler = kind(make_plan(Topology(4, 1), 5))
@@ -218,7 +218,10 @@ def test_closed_sampler_says_so(kind, started):
         sampler.collect()
     sampler.close()
     sampler.close()
-    for use in (sampler.collect, sampler.start):
+    uses = [sampler.collect, sampler.start, sampler.pause, sampler.get_state]
+    uses += [partial(sampler.publish, weights(1)), partial(sampler.call_envs, [])]
+    uses += [partial(sampler.set_state, {})]
+    for use in uses:
         with pytest.raises(FastrlError, match="this sampler is closed"):
             use()
 

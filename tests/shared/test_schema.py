@@ -36,6 +36,14 @@ FIELDS = st.builds(
 )
 
 
+def schema_of(*extras):
+    """Return a schema with further fields."""
+    schema = Schema(SPEC)
+    for field in extras:
+        schema._add(field)
+    return schema
+
+
 def held(table, bank, field):
     """Return the tensors of a field in a bank."""
     found = table.schema.tensors(table.banks[bank].fields)
@@ -45,7 +53,7 @@ def held(table, bank, field):
 @settings(max_examples=100)
 @given(st.lists(FIELDS, max_size=4, unique_by=lambda field: field.name))
 def test_any_field_comes_out_of_a_bank_as_it_went_in(extras):
-    schema = Schema(SPEC, extras=extras)
+    schema = schema_of(*extras)
     table = Table(schema, T, B)
     buffer, random = EpisodeTracker(table), torch.Generator().manual_seed(0)
     for bank in range(NUM_BANKS):
@@ -67,7 +75,7 @@ def test_any_field_comes_out_of_a_bank_as_it_went_in(extras):
 @pytest.mark.parametrize("axes", Axes)
 def test_what_is_not_written_and_what_is_not_finite_is_found(axes):
     extra = Field("x", axes, TensorSpec((2,), torch.float32), Stage.STEPPED, stride=L)
-    schema = Schema(SPEC, extras=[extra])
+    schema = schema_of(extra)
     table = Table(schema, T, B)
     everywhere = [tensor for field in schema for tensor in held(table, 0, field)]
     for tensor in everywhere:
@@ -85,7 +93,7 @@ def test_what_is_not_written_and_what_is_not_finite_is_found(axes):
 def test_a_field_that_is_written_at_some_steps_alone_is_not_checked_elsewhere():
     spec = TensorSpec((), torch.float32)
     extra = Field("x", Axes.TIME, spec, Stage.STEPPED, where=("truncated",))
-    schema = Schema(SPEC, extras=[extra])
+    schema = schema_of(extra)
     table = Table(schema, T, B)
     table.poison(0)
     for field in schema:

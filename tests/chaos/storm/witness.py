@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from fastrl.envs import make_tensor
 from fastrl.shared.rollouts import Rollout
-from fastrl.throughput.measure import ThroughputMeter
 from fastrl.training import session
 from fastrl.training.window import Update
 from tests.chaos.storm.weather import Storm
@@ -29,7 +27,7 @@ class Witness:
     """Checks `fastrl.training.train` while it trains CartPole, within a ``with`` block.
 
     Attributes:
-        storm: Injects faults into env workers, model workers and a throughput process.
+        storm: Injects faults into env workers and model workers.
         checked: Number of checked transitions.
         misplaced: Number of them that do not lead from one observation to the next.
 
@@ -56,15 +54,7 @@ class Witness:
             sampler = make_sampler(*args, **kwargs)
             collect = sampler.collect
             sampler.collect = lambda: self._look_at(collect())  # type: ignore[method-assign]
-            self._meter = ThroughputMeter(sampler.counters)
-            self._patches.callback(self._meter.close)
-            self.storm = Storm(
-                sampler,
-                self._seed,
-                pause_s=(0.0, 0.1),
-                deadline_s=DEADLINE_S,
-                extra_pids=self._meter.pids,
-            )
+            self.storm = Storm(sampler, self._seed, pause_s=(0.0, 0.1), deadline_s=DEADLINE_S)
             return sampler
 
         def until_enough(training: Any, update: Update) -> bool:
@@ -74,8 +64,6 @@ class Witness:
         self._patches.enter_context(
             patch.object(session.TrainingSession, "after_update", until_enough)
         )
-        measuring = sys.modules[ThroughputMeter.__module__]
-        self._patches.enter_context(patch.object(measuring, "_RESTARTS", UNLIMITED))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,8 +74,6 @@ class Witness:
     def _is_over(self, update: Update) -> bool:
         if update.updates == 1:
             self.storm.__enter__()
-        self._meter.count_since(time.monotonic_ns())
-        del self._meter.readings[:-100]
         returns = update.episodes.returns
         if len(returns):
             self._return += 0.02 * (float(returns.mean()) - self._return)
