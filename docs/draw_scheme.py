@@ -98,7 +98,7 @@ def draw(axes: Axes) -> None:
     box(axes, 11.5, 1.5, 3.0, 1.15, title="learner", note="A2C, PPO", colour=LEARN)
     note = "plays episodes of its own"
     box(axes, 11.5, -0.4, 3.0, 1.15, title="evaluator", note=note, colour=MODEL)
-    box(axes, 0.0, -0.2, 3.2, 0.8, title="throughput", colour=QUIET)
+    box(axes, 0.0, -0.2, 3.2, 0.8, title="throughput process", colour=QUIET)
     box(axes, 5.9, -0.2, 2.9, 0.8, title="counters", colour=QUIET)
     _draw_arrows(axes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
@@ -282,18 +282,18 @@ def run_throughput(
         with live.showing("building the environment …"):
             plan = make_plan(config, random_actions=random_actions)
             policy = "random" if random_actions else policy_name(config, plan)
-        test = partial(_measured, protocol, live, with_limit)
+        test = _Test(protocol, live, with_limit)
         columns: dict[str, Column] = {}
         if train is not None:
             bare = make_plan(config, random_actions=True, env_spec=plan.env_spec)
-            columns["environment"] = Column(config.sampler.mode, test(config, bare)[0])
-        found, topology = test(config, plan)
+            columns["environment"] = Column(config.sampler.mode, test.measured(config, bare)[0])
+        found, topology = test.measured(config, plan)
         if train is not None:
             columns["policy"] = Column(config.sampler.mode, found)
             train = train.for_throughput()
             with live.showing("building the learner; the first time this compiles …"):
                 training = Training(train, plan.env_spec, with_limit=with_limit)
-            trained, _ = test(train, plan, training)
+            trained, _ = test.measured(train, plan, training)
             columns["training"] = Column(train.sampler.mode, trained)
     return Report(
         env=config.env.id,
@@ -308,23 +308,29 @@ def run_throughput(
     )
 
 
-def _measured(
-    protocol: Protocol,
-    live: LiveFps,
-    with_limit: bool,
-    config: Config,
-    plan: SamplingPlan,
-    training: Training | None = None,
-) -> tuple[Measurement, Topology]:
-    """Measure a sampler of a plan; return the result, and the topology of the sampler."""
-    weights = None if training is None else training.learner.weights()
-    with closing(make_sampler(config, plan, weights)) as sampler, ExitStack() as stack:
-        probe = None
-        if with_limit:
-            with live.showing("starting bare environments …"):
-                probe = LimitProbe(plan, env_factory(config), usable_cores())
-            stack.enter_context(probe)
-        return measure(sampler, protocol, probe, live, training), sampler.topology
+@dataclass(frozen=True)
+class _Test:
+    """The common parts of the measurements of one test."""
+
+    protocol: Protocol
+    live: LiveFps
+    with_limit: bool
+
+    def measured(
+        self, config: Config, plan: SamplingPlan, training: Training | None = None
+    ) -> tuple[Measurement, Topology]:
+        """Measure a sampler of a plan; return the result, and the topology of the sampler."""
+        weights = None if training is None else training.learner.weights()
+        with ExitStack() as stack:
+            sampler = make_sampler(config, plan, weights)
+            stack.callback(sampler.close)
+            probe = None
+            if self.with_limit:
+                with self.live.showing("starting bare environments …"):
+                    probe = LimitProbe(plan, env_factory(config), usable_cores())
+                stack.callback(probe.close)
+            found = measure(sampler, self.protocol, probe, self.live, training)
+            return found, sampler.topology
 
 
 def policy_name(config: Config, plan: SamplingPlan) -> str:

@@ -7,25 +7,138 @@ count that were learnt from, in whole updates.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 
 from fastrl.arguments import finite_number, whole
+from fastrl.closing import Closing
 from fastrl.config import Config
+from fastrl.errors import WorkerError
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.sampler import Memory, Sampler, SamplerStats
+from fastrl.sampling.sampler import Memory, Sampler, SamplerStats, memory_of
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.throughput.updates import UpdateProbe, endless_learner
+from fastrl.workers.descent import start_thread
+from fastrl.workers.handoff import CounterBoard
+from fastrl.workers.processes import Connection, pipe
+from fastrl.workers.supervisor import Supervisor
 
+_LOGGER = logging.getLogger(__name__)
+_NAME = "throughput-meter"
+_CHECK_S = 0.2
+_RESTARTS = 5
+"""Most replacements of the process."""
+REPORT_TIMEOUT_S = 20.0
+"""Longest time without readings; on an overloaded machine the process may wait for seconds."""
 _MOMENT_S = 0.05
 _LONG_WARM_UP = 5
 """Longest warm-up until both banks are filled, in multiples of the configured one."""
+
+
+class ThroughputMeter(Closing):
+    """Starts the throughput process and receives its readings in a thread.
+
+    A process that ends is replaced. The counters are in shared memory, so only readings are lost.
+    If it ends repeatedly, or sends no readings, methods raise `WorkerError`.
+
+    Attributes:
+        readings: All readings so far, oldest first.
+
+    Args:
+        counters: Counters to read.
+        interval_s: Seconds between readings.
+    """
+
+    def __init__(self, counters: CounterBoard, interval_s: float = 0.05) -> None:
+        self.readings: list[SamplerStats] = []
+        self._counters, self._interval_s = counters, interval_s
+        self._restarts_left, self._checked_s = _RESTARTS, time.monotonic()
+        self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
+        self._start()
+
+    def _start(self) -> None:
+        self._receive, send = pipe()
+        self._supervisor.start(_NAME, run_throughput_meter, self._counters, send, self._interval_s)
+        send.close()
+        self._thread = start_thread(_NAME, self._listen, self._receive)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of the throughput process by name."""
+        return self._supervisor.pids()
+
+    def wait_since(
+        self, start_ns: int, count: int = 1, timeout_s: float = REPORT_TIMEOUT_S
+    ) -> None:
+        """Wait until ``count`` readings were made at or after a moment of monotonic time."""
+        deadline = time.monotonic() + timeout_s
+        while self.count_since(start_ns) < count:
+            if time.monotonic() > deadline:
+                if _NAME in self._supervisor.pids():
+                    self._supervisor.kill(_NAME)
+                self._replace(WorkerError(_NAME, f"{_NAME}: no reading within {timeout_s:g} s"))
+                deadline += timeout_s
+            time.sleep(0.001)
+
+    def check(self, start_ns: int) -> None:
+        """Replace the process if it has ended, or sent no reading for too long since a moment."""
+        latest_ns = max(start_ns, self.readings[-1].time_ns if self.readings else 0)
+        if time.monotonic_ns() > latest_ns + REPORT_TIMEOUT_S * 1e9:
+            self.wait_since(time.monotonic_ns())
+        self.count_since(start_ns)
+
+    def count_since(self, start_ns: int) -> int:
+        """Return the number of readings at or after a moment; replace an ended process."""
+        now_s = time.monotonic()
+        if now_s >= self._checked_s + _CHECK_S:
+            self._checked_s = now_s
+            for error in self._supervisor.failures():
+                self._replace(error)
+        return sum(1 for _ in takewhile(lambda r: r.time_ns >= start_ns, reversed(self.readings)))
+
+    def _replace(self, error: WorkerError) -> None:
+        if not self._restarts_left:
+            raise error
+        self._restarts_left -= 1
+        _LOGGER.warning("%s; it is replaced", error.args[0])
+        self._end_listening()
+        self._start()
+
+    def _listen(self, receive: Connection) -> None:
+        # A process that is killed during a write leaves an incomplete reading.
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            while True:
+                time_ns, counters = receive.recv()
+                workers = self._counters.worker_names
+                self.readings.append(SamplerStats.of_counters(time_ns, workers, counters))
+
+    def _end_listening(self) -> None:
+        self._thread.join(timeout=1.0)
+        self._receive.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._supervisor.stop()
+        self._end_listening()
+
+
+def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: float) -> None:
+    """Send a reading every ``interval_s`` until the pipe is closed. Entry point of the process."""
+    due = time.monotonic()
+    with contextlib.suppress(BrokenPipeError, ConnectionError):
+        while True:
+            send.send((time.monotonic_ns(), counters.snapshot()))
+            due = max(due + interval_s, time.monotonic())  # missed readings are skipped
+            time.sleep(max(0.0, due - time.monotonic()))
 
 
 @dataclass(frozen=True)
@@ -84,30 +197,28 @@ class Measurement:
     @property
     def limit_fps(self) -> float | None:
         """Median limit, None if it was not measured."""
-        return _median([limit.fps for limit in self.limits])
+        return float(np.median([limit.fps for limit in self.limits])) if self.limits else None
 
     @property
     def efficiency(self) -> float | None:
         """Median over the windows of FPS / limit, each pair measured side by side."""
-        return _median([fps / limit.fps for fps, limit in self._pairs])
+        if not self.limits:
+            return None
+        pairs = zip(self.fps, self.limits, strict=True)
+        return float(np.median([fps / limit.fps for fps, limit in pairs]))
 
     @property
     def products_limit_fps(self) -> float | None:
         """Median of `Limit.products_fps`, None if it was not measured."""
-        return _median([limit.products_fps for limit in self.limits if limit.products_fps])
+        found = [limit.products_fps for limit in self.limits if limit.products_fps is not None]
+        return float(np.median(found)) if found else None
 
     @property
     def products_efficiency(self) -> float | None:
         """Median over the windows of FPS / `Limit.products_fps`."""
-        return _median([fps / x.products_fps for fps, x in self._pairs if x.products_fps])
-
-    @property
-    def _pairs(self) -> Iterator[tuple[float, Limit]]:
-        return zip(self.fps, self.limits, strict=bool(self.limits))
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None
+        pairs = zip(self.fps, self.limits, strict=False)
+        found = [fps / limit.products_fps for fps, limit in pairs if limit.products_fps]
+        return float(np.median(found)) if found else None
 
 
 class Training:
@@ -155,21 +266,21 @@ def measure(
     """
     live, result = live or LiveFps(None), Measurement()
     windows = []
-    source = _Windows(sampler, training)
-    live.watch(source.readings, source.starting)
-    result.start_s = _warm_up(sampler, source, protocol.warm_up_s)
-    for _ in range(protocol.repeats):
-        if probe is not None:
-            with live.showing("measuring the limit …"):
-                result.limits.append(source.limit(probe, protocol.seconds / 2))
-        windows.append(source.window(protocol.seconds))
-    details = sampler.stats(details=True)
-    result.fps = [steps * 1e9 / max(spent.time_ns, 1) for spent, steps in windows]
-    result.frames = sum(steps for _, steps in windows)
-    spent = sum((spent for spent, _ in windows[1:]), start=windows[0][0])
+    with _Windows(sampler, training) as source:
+        live.watch(source.readings, source.starting)
+        result.start_s = _warm_up(sampler, source, protocol.warm_up_s)
+        for _ in range(protocol.repeats):
+            if probe is not None:
+                with live.showing("measuring the limit …"):
+                    result.limits.append(source.limit(probe, protocol.seconds / 2))
+            windows.append(source.window(protocol.seconds))
+        details = sampler.stats(details=True)
+        result.memory = {**details.memory, **memory_of(source.meter.pids() if source.meter else {})}
+    result.fps = [window.fps for window in windows]
+    spent = sum((window.spent for window in windows[1:]), start=windows[0].spent)
+    result.frames = sum(window.steps for window in windows)
     result.shares = spent.time_shares
     result.handoff_us = dict(details.handoff_us)
-    result.memory = dict(details.memory)
     return result
 
 
@@ -196,35 +307,58 @@ def _has_made(sampler: Sampler, steps: int) -> bool:
     return bool(made.min() >= per_worker)
 
 
-class _Windows:
+@dataclass(frozen=True)
+class _Window:
+    """Counts and times of one window.
+
+    Attributes:
+        spent: Counts and times of the workers.
+        steps: Environment steps that were sampled, or learnt from.
+    """
+
+    spent: SamplerStats
+    steps: int
+
+    @property
+    def fps(self) -> float:
+        """Steps per second."""
+        return self.steps * 1e9 / max(self.spent.time_ns, 1)
+
+
+class _Windows(Closing):
     """Measures worker processes between two steps, and other samplers in whole rollouts.
 
     Attributes:
+        meter: The throughput process, which reads the counters of worker processes.
         readings: The sampler's statistics at some moments so far, oldest first.
         starting: Returns the progress of the start in words.
     """
 
-    def __init__(self, sampler: Sampler, training: Training | None) -> None:
+    def __init__(self, sampler: Sampler, training: Training | None = None) -> None:
         self._sampler, self._training = sampler, training
+        self.meter: ThroughputMeter | None = None
         self.readings: list[SamplerStats] = []
-        self._steps: list[int] = []  # that were sampled, or learnt from, until each reading
+        self._learnt: list[int] = []
         self.starting: Callable[[], str] | None = None
         if isinstance(sampler, ProcessSampler):
             self.starting = sampler.starting
+            if training is None:
+                self.meter = ThroughputMeter(sampler.counters)
+                self.readings = self.meter.readings
 
     def sample(self) -> None:
-        """Sample for a moment, or a rollout, and learn from it; then take a reading."""
-        sampler, training = self._sampler, self._training
-        if training is not None:
-            training.learner.update(sampler.collect())
-            sampler.publish(training.learner.weights())
-        elif isinstance(sampler, ProcessSampler):
-            sampler.sample_for(_MOMENT_S)
-        else:
-            sampler.collect()
-        found = sampler.stats()
-        self.readings.append(found)
-        self._steps.append(found.frames if training is None else training.learner.steps)
+        """Sample for a moment, or a rollout, and learn from it."""
+        if self.meter is not None:
+            assert isinstance(self._sampler, ProcessSampler)
+            self._sampler.sample_for(_MOMENT_S)
+            return
+        rollout = self._sampler.collect()
+        if self._training is not None:
+            learner = self._training.learner
+            learner.update(rollout)
+            self._sampler.publish(learner.weights())
+            self._learnt.append(learner.steps)
+        self.readings.append(self._sampler.stats())
 
     def limit(self, probe: LimitProbe, seconds: float) -> Limit:
         """Pause the sampler and measure the limit; a rollout of the pause is not learnt from."""
@@ -237,8 +371,8 @@ class _Windows:
         updates = training.alone.measure(rollout, training.learner.state_dict(), seconds)
         return replace(probe.measure(seconds), learning=updates)
 
-    def window(self, seconds: float) -> tuple[SamplerStats, int]:
-        """Return counts and times of a window, and its steps that were sampled or learnt from.
+    def window(self, seconds: float) -> _Window:
+        """Return the counts and times of a window.
 
         It begins and ends with a step, so that long steps are counted as a whole.
         """
@@ -246,12 +380,25 @@ class _Windows:
             # Drop the banks that were filled during a pause.
             for _ in range(NUM_BANKS):
                 self.sample()
-        first = None
+        seen, first, start_ns = max(1, len(self.readings)), None, time.monotonic_ns()
         while True:
             self.sample()
-            if self._steps[-2:-1] == self._steps[-1:]:
-                continue
-            first = len(self._steps) - 1 if first is None else first
-            spent = self.readings[-1] - self.readings[first]
-            if spent.time_ns >= seconds * 1e9:
-                return spent, self._steps[-1] - self._steps[first]
+            for now in range(seen, len(self.readings)):
+                seen += 1
+                if self._steps(now) == self._steps(now - 1):
+                    continue
+                first = now if first is None else first
+                spent = self.readings[now] - self.readings[first]
+                if spent.time_ns >= seconds * 1e9:
+                    return _Window(spent, self._steps(now) - self._steps(first))
+            if self.meter is not None:
+                self.meter.check(start_ns)
+
+    def _steps(self, reading: int) -> int:
+        """Return the steps that were sampled, or learnt from, until a reading."""
+        return self._learnt[reading] if self._learnt else self.readings[reading].frames
+
+    def close(self) -> None:
+        """End the throughput process."""
+        if self.meter is not None:
+            self.meter.close()

@@ -30,7 +30,7 @@ from fastrl.spec import EnvSpec, Topology
 from fastrl.throughput import LimitProbe
 from fastrl.throughput.benchmark import policy_name
 from fastrl.throughput.limits import Limit
-from fastrl.throughput.measure import measure
+from fastrl.throughput.measure import ThroughputMeter, measure
 from tests.sampling.counting import CountingEnvs, weights
 from tests.sampling.counting import make_plan as make_counting_plan
 from tests.sampling.test_pause import busy_plan
@@ -88,13 +88,26 @@ def test_efficiency_is_measured_against_the_limit_of_the_same_window(report):
 def test_every_process_is_accounted_for(report):
     found = report.to_dict()
     workers = {"env-worker-0", "env-worker-1", "model-worker-0"}
-    assert workers == found["memory_mib"].keys()
+    assert workers | {"throughput-meter"} == found["memory_mib"].keys()
     assert workers == found["time_shares"].keys()
     for shares in found["time_shares"].values():
         assert sum(shares.values()) == pytest.approx(1)
     assert found["time_shares"]["model-worker-0"]["stepping"] == 0
     assert found["time_shares"]["env-worker-0"]["stepping"] > 0
     assert set(found["handoff_us"]) == {"env-worker", "model-worker"}
+
+
+def test_meter_agrees_with_the_counters():
+    with ProcessSampler(make_counting_plan(Topology(4, 2), 10)) as sampler:
+        with ThroughputMeter(sampler.counters, interval_s=0.01) as meter:
+            for _ in range(20):
+                rollout = sampler.collect()
+            meter.wait_since(time.monotonic_ns(), count=2)
+            first, last = meter.readings[0], meter.readings[-1]
+        assert last.frames == 20 * rollout.num_steps
+        window = last - first
+        assert window.time_ns == last.time_ns - first.time_ns
+        assert window.steps_per_s * window.time_ns / 1e9 == pytest.approx(window.frames)
 
 
 def test_limit_is_measured_while_all_workers_wait():
@@ -319,6 +332,7 @@ def test_steps_that_were_learnt_from_are_counted_in_whole_rollouts(trained):
     found = trained.columns["training"].measurement
     assert found.frames > 0
     assert found.frames % (2 * 4 * 16) == 0
+    assert "throughput-meter" not in found.memory
 
 
 def test_tables_show_the_three_speeds(trained):

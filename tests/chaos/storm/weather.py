@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter as Tally
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastrl.sampling import ProcessSampler
@@ -28,6 +29,7 @@ class Storm:
         seed: Seed of the choices.
         pause_s: Shortest and longest time between a recovery and the next fault.
         deadline_s: Deadline after which a stopped worker is replaced; not counted as recovery.
+        extra_pids: Function that returns other processes to hit, by name.
         hits: How often each kind of fault hit each kind of worker.
         recovery_s: From each hit to the first step of the successor.
     """
@@ -36,6 +38,7 @@ class Storm:
     seed: int = 0
     pause_s: tuple[float, float] = (0.0, 0.3)
     deadline_s: float = 1.0
+    extra_pids: Callable[[], dict[str, int]] = dict
     hits: Tally[str] = field(default_factory=Tally)
     recovery_s: list[float] = field(default_factory=list)
     unrecovered: list[str] = field(default_factory=list)
@@ -62,11 +65,13 @@ class Storm:
 
     def _rage(self) -> None:
         while not self._over.wait(self._pick.uniform(*self.pause_s)):
-            pids = self.sampler.pids()
+            pids = {**self.sampler.pids(), **self.extra_pids()}
             if not pids:
                 continue
             name = self._pick.choice(sorted(pids))
-            kind = self._pick.choice(sorted(KINDS))
+            # A dead process of another kind is noticed only when a caller waits for it.
+            kinds = KINDS if name in self.sampler.pids() else KINDS.keys() - {"stop"}
+            kind = self._pick.choice(sorted(kinds))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[name], KINDS[kind])
                 self._follow(name, kind, pids[name])
@@ -91,8 +96,10 @@ class Storm:
             self.unrecovered.append(f"{kind} {name}")
 
     def _pid(self, name: str) -> int:
-        return self.sampler.pids().get(name, -1)
+        return {**self.sampler.pids(), **self.extra_pids()}.get(name, -1)
 
     def _mark(self, name: str) -> int:
+        if name not in self.sampler.counters.worker_names:
+            return time.monotonic_ns()
         row = self.sampler.counters.row(name)
         return int(row[Counter.ENV_STEPS] + row[Counter.INFERENCE_CALLS])

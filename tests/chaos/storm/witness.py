@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from fastrl.envs import make_tensor
 from fastrl.shared.rollouts import Rollout
+from fastrl.throughput.measure import ThroughputMeter
 from fastrl.training import session
 from fastrl.training.window import Update
 from tests.chaos.storm.weather import Storm
@@ -27,7 +29,7 @@ class Witness:
     """Checks `fastrl.training.train` while it trains CartPole, within a ``with`` block.
 
     Attributes:
-        storm: Injects faults into env workers and model workers.
+        storm: Injects faults into env workers, model workers and a throughput process.
         checked: Number of checked transitions.
         misplaced: Number of them that do not lead from one observation to the next.
 
@@ -54,7 +56,15 @@ class Witness:
             sampler = make_sampler(*args, **kwargs)
             collect = sampler.collect
             sampler.collect = lambda: self._look_at(collect())  # type: ignore[method-assign]
-            self.storm = Storm(sampler, self._seed, pause_s=(0.0, 0.1), deadline_s=DEADLINE_S)
+            self._meter = ThroughputMeter(sampler.counters)
+            self._patches.callback(self._meter.close)
+            self.storm = Storm(
+                sampler,
+                self._seed,
+                pause_s=(0.0, 0.1),
+                deadline_s=DEADLINE_S,
+                extra_pids=self._meter.pids,
+            )
             return sampler
 
         def until_enough(training: Any, update: Update) -> bool:
@@ -64,6 +74,8 @@ class Witness:
         self._patches.enter_context(
             patch.object(session.TrainingSession, "after_update", until_enough)
         )
+        measuring = sys.modules[ThroughputMeter.__module__]
+        self._patches.enter_context(patch.object(measuring, "_RESTARTS", UNLIMITED))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,6 +86,8 @@ class Witness:
     def _is_over(self, update: Update) -> bool:
         if update.updates == 1:
             self.storm.__enter__()
+        self._meter.count_since(time.monotonic_ns())
+        del self._meter.readings[:-100]
         returns = update.episodes.returns
         if len(returns):
             self._return += 0.02 * (float(returns.mean()) - self._return)
