@@ -617,7 +617,7 @@ class Config(Section):
     def _check_sequences(self) -> None:
         section, steps = self.algorithm, self.sampler.rollout_length
         length, has_memory = section.sequence_length, self.model.recurrent is not None
-        size = getattr(section, "minibatch_size", length)
+        size: int = getattr(section, "minibatch_size", length or 0)
         if length is None:
             fitting = _fitting_sequence(steps, section)
             if has_memory and fitting < min(steps, _SHORTEST_SEQUENCE):

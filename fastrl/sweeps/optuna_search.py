@@ -141,6 +141,7 @@ class OptunaSearch:
                 ) from None
         self._study = optuna.create_study(
             direction="maximize",
+            study_name="sweep",  # by which HyperbandPruner chooses
             sampler=_built("samplers", space.sampler, seed=seed),
             pruner=_built("pruners", space.pruner),
         )
