@@ -19,7 +19,7 @@ from fastrl.cli.inputs import (
     names_of_runs,
     option,
     path_of,
-    split_arguments,
+    read_arguments,
 )
 from fastrl.cli.output import (
     loading,
@@ -32,7 +32,14 @@ from fastrl.cli.output import (
 )
 from fastrl.errors import ConfigError
 from fastrl.formats import check_animation, check_ending, check_policy_format
-from fastrl.runs import check_new_run, check_pull, check_push, find_run, read_config
+from fastrl.runs import (
+    check_checkpoint,
+    check_new_run,
+    check_pull,
+    check_push,
+    find_run,
+    read_config,
+)
 from fastrl.workers.descent import without_hangups
 
 if TYPE_CHECKING:
@@ -90,11 +97,8 @@ def train(
     as_json: AsJson = False,
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
-    path, overrides = split_arguments(arguments, env)
     with loading(quiet=quiet, imports_torch=False):
-        from fastrl.config import load_config
-
-        resolved = load_config(path, overrides)
+        _, _, resolved = read_arguments(arguments, env)
         if fresh and resolved.sampler.tune_s is None:
             raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
         if is_alone():
@@ -134,7 +138,10 @@ def resume(
     changes = overrides or ()
     if is_alone():
         with loading(quiet=quiet, imports_torch=False):
-            read_config(find_run(run), changes)
+            path = find_run(run)
+            read_config(path, changes)
+            if checkpoint != "last":  # there may be none yet
+                check_checkpoint(path, checkpoint)
     with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import resume as resume_run
@@ -191,9 +198,9 @@ def sweep(
 
     Ctrl-C saves and ends all trials; the same command continues them.
     """
-    path, overrides = split_arguments(arguments, env)
     check_output("--json", json_file)
     check_output("--dir", directory, directory=True)
+    path, overrides, _ = read_arguments(arguments, env)
     with loading():
         from fastrl.cli.consoles import show_tables
         from fastrl.sweeps import Sweep, SweepPlan, load_space
@@ -236,7 +243,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Play episodes with a trained policy and print the returns."""
-    check_run(run)
+    check_run(run, checkpoint)
     with loading():
         from fastrl.training import evaluate_run
 
@@ -317,7 +324,7 @@ def record(
     if video is not None:
         check_animation(video)
     if policy is None:
-        check_run(run)
+        check_run(run, checkpoint)
     if dataset is not None:
         _record_dataset(run, dataset, episodes or 100, policy, options, as_json)
         return
@@ -341,16 +348,14 @@ def _record_dataset(
     options: Mapping[str, Any],
     as_json: bool,
 ) -> None:
+    config = None if policy is None else read_arguments([run])[-1]
     with loading():
-        from fastrl.config import load_config
         from fastrl.training import record_dataset, record_function
 
     console = progress_console()
-    if policy is None:
+    if config is None:
         found = record_dataset(run, dataset, episodes=episodes, console=console, **options)
     else:
-        path, overrides = split_arguments([run])
-        config = load_config(path, overrides)
         found = record_function(
             config, policy, dataset, episodes=episodes, seed=options["seed"], console=console
         )
@@ -381,7 +386,7 @@ def export(
     """Write a trained policy as a file for other programs, and compare both on observations."""
     check_policy_format(format, "--format")
     check_output("--output", output)
-    check_run(run)
+    check_run(run, checkpoint)
     with loading():
         from fastrl.training import export_run
 
@@ -416,7 +421,7 @@ def plot(
     check_ending(output)
     check_output("--output", output)
     for run in runs:
-        check_run(run)
+        find_run(run)
     with loading():
         from fastrl.training.plotting import plot_runs
 
@@ -509,7 +514,7 @@ def push(
 
     The state that training resumes from is not shared. 'hf auth login' logs in to the hub.
     """
-    check_run(run)
+    check_run(run, checkpoint)
     check_push(repo)
     with loading():
         from fastrl.training import push_run

@@ -17,7 +17,7 @@ from fastrl.cli.inputs import (
     check_output,
     command_line,
     option,
-    split_arguments,
+    read_arguments,
 )
 from fastrl.cli.output import loading, note, progress_console, show_wait, write_json
 from fastrl.errors import ConfigError
@@ -116,12 +116,12 @@ def throughput(
         "sampler.device": device,
         "sampler.mode": mode,
     }
-    path, overrides = split_arguments(arguments, env)
-    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
     with loading(imports_torch=False):
         from fastrl.config import load_config
 
-        resolved = configured = load_config(path, overrides)
+        path, overrides, configured = read_arguments([*(arguments or ()), *given], env)
+    resolved = configured
     if plan_nodes is not None and no_policy:
         raise ConfigError("--plan-nodes plans training: leave out --no-policy")
     if train and no_policy:
@@ -188,7 +188,8 @@ def tune(
 
     'fastrl sweep' compares training with several seeds and values.
     """
-    path, overrides = split_arguments(arguments, env)
+    with loading(imports_torch=False):
+        path, _, config = read_arguments(arguments, env)
     if objective not in ("fps", "train_fps"):
         raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")
     budget_s, sizes = parse_seconds(budget), parse_batch(batch)
@@ -196,10 +197,6 @@ def tune(
     for flag, file in (("--json", json_file), ("--study", study)):
         check_output(flag, file)
     check_output("--plots", plots, directory=True)
-    with loading(imports_torch=False):
-        from fastrl.config import load_config
-
-        config = load_config(path, overrides)
     with loading():
         from fastrl.tuning.study import Study, TrialError, cached_study
         from fastrl.tuning.tune import TuneOptions, Tuning, study_name

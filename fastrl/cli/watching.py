@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fastrl.arguments import nearest
-from fastrl.cli.inputs import check_new_output, option, split_arguments
+from fastrl.cli.inputs import check_new_output, option, read_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
 from fastrl.cli.output import loading, note, show_wait, write, write_json
-from fastrl.errors import ConfigError
-from fastrl.runs import run_and_checkpoint
+from fastrl.errors import ConfigError, EnvError
+from fastrl.runs import check_checkpoint
 
 if TYPE_CHECKING:
     from fastrl.config import Config
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from fastrl.watch.run_index import RunIndex
 
 S = TypeVar("S", bound="PageServer")
-
-_UNVERSIONED = re.compile(r"(?!.*-v\d+$)[^:/]+")
-"""Ids that only gymnasium can know, unlike those of families of environments."""
 
 Runs = Annotated[
     list[str] | None,
@@ -179,7 +174,7 @@ def play(
     """
     if record is not None:
         check_new_output("--record", record)
-    config = _config_to_play(arguments)
+    config = _config_to_play(arguments, checkpoint)
     with loading():
         from fastrl.datasets.episodes import EpisodeBuilder
         from fastrl.play.game import KeyboardPlayer, PolicyPlayer, record_episodes
@@ -221,20 +216,20 @@ def play(
             write(f"{record}: {number:,} episodes")
 
 
-def _config_to_play(arguments: list[str]) -> Config | None:
+def _config_to_play(arguments: list[str], checkpoint: str | None) -> Config | None:
     """Return the configuration of an environment to play, or None where a run is named.
 
     Torch is not imported.
 
     Raises:
         ConfigError: It is neither a run nor an environment, or a key is wrong.
+        CheckpointError: The run has no such checkpoint.
+        EnvError: The environment of a file does not exist.
     """
-    from fastrl.config import load_config
-
     first, *changes = arguments
     no_run = ""
     try:
-        run_and_checkpoint(first)
+        check_checkpoint(first, checkpoint)
     except ConfigError as error:
         no_run = str(error)
         if os.path.isdir(first):
@@ -246,14 +241,12 @@ def _config_to_play(arguments: list[str]) -> Config | None:
                 "or a YAML file"
             )
         return None
-    found = load_config(*split_arguments(arguments))
-    if found.env.id == first and _UNVERSIONED.fullmatch(first):
-        import gymnasium
-
-        if first not in gymnasium.registry:
-            hint = nearest(first, gymnasium.registry) or "; 'fastrl envs' lists what can be built"
-            raise ConfigError(f"{no_run}; unknown environment '{first}'{hint}")
-    return found
+    try:
+        return read_arguments(arguments)[-1]
+    except EnvError as error:
+        if f"'{first}'" not in str(error):
+            raise
+        raise ConfigError(f"{no_run}; {error}") from None
 
 
 def _game_of(

@@ -22,7 +22,7 @@ from fastrl.global_streams import seeded_weights
 from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.live_display import waiting
 from fastrl.models.policy import build_model
-from fastrl.runs import check_new_run, find_run, new_run_path, read_config
+from fastrl.runs import check_new_run, find_run, locate, new_run_path, read_config
 from fastrl.spec import EnvSpec
 from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -37,7 +37,7 @@ from fastrl.training.run_directory import (
     require_own_files,
 )
 from fastrl.training.saved_spec import SPACES, read_spec
-from fastrl.training.saver import check_environment, load_model, locate, shared_checkpoint
+from fastrl.training.saver import check_environment, load_model, shared_checkpoint
 from fastrl.training.session import (
     SessionOutcome,
     TrainingSession,
