@@ -1,4 +1,4 @@
-"""Where runs are: one that is given by its name, the directory of a new one, and shared runs.
+"""Where runs are: one that is given by its name, its checkpoints, a new one, and shared runs.
 
 Nothing here imports torch, so that commands reject a wrong name at once; configurations are
 imported when one is read, so that shells complete names quickly.

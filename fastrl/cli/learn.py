@@ -353,7 +353,7 @@ def _record_dataset(
         from fastrl.training import record_dataset, record_function
 
     console = progress_console()
-    if config is None:
+    if config is None or policy is None:
         found = record_dataset(run, dataset, episodes=episodes, console=console, **options)
     else:
         found = record_function(

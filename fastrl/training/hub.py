@@ -29,10 +29,10 @@ from fastrl.durable import (
     write_and_sync,
     writing,
 )
-from fastrl.errors import ConfigError, one_line
+from fastrl.errors import CheckpointError, ConfigError, one_line
 from fastrl.imports import DISTRIBUTION, how_to_install
 from fastrl.runs import check_pull, check_push, locate, read_config
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.plotting import plot_runs
 from fastrl.training.trust import named_code
 

@@ -13,7 +13,7 @@ import torch
 
 from fastrl.config import Config
 from fastrl.envs.state import StateError, pack, unpack
-from fastrl.errors import ConfigError, FastrlError, cause
+from fastrl.errors import CheckpointError, ConfigError, FastrlError, cause
 from fastrl.global_streams import load_streams_state, streams_state
 from fastrl.learning import Learner
 from fastrl.learning.ranks import Ranks
@@ -21,7 +21,7 @@ from fastrl.models.policy import PolicyModel, load_parameters
 from fastrl.runs import locate
 from fastrl.sampling import Sampler
 from fastrl.training.callbacks import RunExtensions
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import joined_environments, own_environments
 from fastrl.training.window import Window
 
