@@ -6,8 +6,10 @@ meanwhile that it is loading. The commands are in `learn`, `show`, `speed` and `
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated
@@ -15,7 +17,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fastrl.cli.examples import epilog
 from fastrl.cli.inputs import completion, prepare_completion, split_arguments
 from fastrl.cli.learn import evaluate, export, plot, pull, push, record, resume, sweep, train
 from fastrl.cli.output import (
@@ -70,7 +71,9 @@ app.command(short_help="Write a project to start from.")(new)
 app.command(short_help="Check what will be slow or fail on this machine.")(doctor)
 app.command(short_help="Print a script for completion in a shell.")(completion)
 for _each in app.registered_commands:
-    _each.epilog = epilog(_each.name or _each.callback.__name__)  # type: ignore[union-attr]
+    _each.help, _, _examples = (inspect.getdoc(_each.callback) or "").partition("\n\nExamples:\n")
+    # Lines after "\b" are not joined.
+    _each.epilog = f"\b\nExamples:\n{textwrap.indent(textwrap.dedent(_examples), '  ')}"
 
 
 def main(

@@ -201,6 +201,11 @@ def completion(
     """Print a script that completes commands, options and names of runs in a shell.
 
     The examples are the line for ~/.bashrc, the line for ~/.zshrc, and a command for fish.
+
+    Examples:
+        eval "$(fastrl completion bash)"
+        eval "$(fastrl completion zsh)"
+        fastrl completion fish > ~/.config/fish/completions/fastrl.fish
     """
     one_of("SHELL", shell, SHELLS)
     write(get_completion_script(prog_name="fastrl", complete_var=_VARIABLE, shell=shell))

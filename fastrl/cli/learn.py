@@ -96,7 +96,14 @@ def train(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> int:
-    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
+    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues.
+
+    Examples:
+        fastrl train CartPole-v1 total_steps=100_000
+        fastrl train configs/cartpole_ppo.yaml --name first seed=1
+        fastrl train configs/cartpole_ppo.yaml --name second seed=2
+        fastrl train CartPole-v1 sampler=auto
+    """
     with loading(quiet=quiet, imports_torch=False):
         _, _, resolved = read_arguments(arguments, env)
         if fresh and resolved.sampler.tune_s is None:
@@ -134,7 +141,12 @@ def resume(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> int:
-    """Continue a run that was stopped."""
+    """Continue a run that was stopped.
+
+    Examples:
+        fastrl resume first total_steps=2e5
+        fastrl resume runs/second total_steps=2e5
+    """
     changes = overrides or ()
     if is_alone():
         with loading(quiet=quiet, imports_torch=False):
@@ -197,6 +209,10 @@ def sweep(
     'fastrl tune' finds the fastest settings; it does not train.
 
     Ctrl-C saves and ends all trials; the same command continues them.
+
+    Examples:
+        fastrl sweep configs/cartpole_ppo.yaml --seeds 0:5
+        fastrl sweep --env CartPole-v1 --over algorithm.gamma=0.98,0.99 --seeds 0:3 --jobs 2
     """
     check_output("--json", json_file)
     check_output("--dir", directory, directory=True)
@@ -242,7 +258,12 @@ def evaluate(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play episodes with a trained policy and print the returns."""
+    """Play episodes with a trained policy and print the returns.
+
+    Examples:
+        fastrl eval runs/first --episodes 20
+        fastrl eval first --checkpoint last --sampled --seed 3
+    """
     check_run(run, checkpoint)
     with loading():
         from fastrl.training import evaluate_run
@@ -306,7 +327,13 @@ def record(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a video of a trained policy, or a dataset of its episodes."""
+    """Write a video of a trained policy, or a dataset of its episodes.
+
+    Examples:
+        fastrl record first
+        fastrl record first --video cartpole.gif --episodes 3
+        fastrl record first --dataset datasets/cartpole --episodes 20
+    """
     options: dict[str, Any] = {
         "deterministic": False if sampled else None,
         "seed": seed,
@@ -383,7 +410,12 @@ def export(
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Write a trained policy as a file for other programs, and compare both on observations."""
+    """Write a trained policy as a file for other programs, and compare both on observations.
+
+    Examples:
+        fastrl export first --format torchscript
+        fastrl export first --format onnx --output cartpole.onnx
+    """
     check_policy_format(format, "--format")
     check_output("--output", output)
     check_run(run, checkpoint)
@@ -417,7 +449,12 @@ def plot(
         str | None, option("--title", "TEXT", "By default the keys that all runs share.")
     ] = None,
 ) -> None:
-    """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
+    """Draw learning curves; runs that differ in their seed alone become one, with a spread.
+
+    Examples:
+        fastrl plot first second --output curves.png
+        fastrl plot first --metric explained_variance
+    """
     check_ending(output)
     check_output("--output", output)
     for run in runs:
@@ -513,6 +550,10 @@ def push(
     """Share a policy: weights, configuration, versions, metrics, and a page with curve and video.
 
     The state that training resumes from is not shared. 'hf auth login' logs in to the hub.
+
+    Examples:
+        fastrl push runs/first ./shared/first --checkpoint last
+        fastrl push first someone/cartpole --private
     """
     check_run(run, checkpoint)
     check_push(repo)
@@ -539,7 +580,12 @@ def pull(
         str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
     ] = None,
 ) -> None:
-    """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
+    """Copy a shared run; 'fastrl eval' then plays what its author's command played.
+
+    Examples:
+        fastrl pull ./shared/first runs/theirs
+        fastrl pull someone/cartpole
+    """
     check_pull(repo, directory, revision)
     with loading():
         from fastrl.training import pull_run

@@ -39,7 +39,13 @@ def config(
         typer.Option("--resolve", help="Import algorithm.class_path and check its keys, too."),
     ] = False,
 ) -> None:
-    """Print a resolved configuration: bases and overrides merged, defaults filled in."""
+    """Print a resolved configuration: bases and overrides merged, defaults filled in.
+
+    Examples:
+        fastrl config configs/cartpole_ppo.yaml seed=7
+        fastrl config --env CartPole-v1 --resolve
+        fastrl config --schema > fastrl.schema.json
+    """
     with show_wait("loading …"):
         from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 
@@ -64,7 +70,12 @@ def dataset(
     ] = None,
     json_file: Annotated[Path | None, option("--json", "FILE", "Write all numbers here.")] = None,
 ) -> None:
-    """Print the returns, lengths, sizes and spaces of a dataset in Minari's format."""
+    """Print the returns, lengths, sizes and spaces of a dataset in Minari's format.
+
+    Examples:
+        fastrl dataset datasets/cartpole
+        fastrl dataset datasets/cartpole --picture returns.png
+    """
     if picture is not None:
         check_ending(picture)
     check_output("--picture", picture)
@@ -112,6 +123,10 @@ def convert(
     """Convert hyperparameters of rl-baselines3-zoo to a configuration.
 
     Keys without a counterpart are listed.
+
+    Examples:
+        fastrl convert hyperparams/ppo.yml CartPole-v1 --output cartpole.yaml
+        fastrl convert ppo.yml atari --env ALE/Breakout-v5 > breakout.yaml
     """
     check_output("--output", output)
     with loading(imports_torch=False):
@@ -139,6 +154,11 @@ def envs(
 
     If at most 20 ids contain the FILTER, each is built to find the source of its masks of valid
     actions.
+
+    Examples:
+        fastrl envs
+        fastrl envs CartPole
+        fastrl envs --all
     """
     with loading():
         from rich.table import Table
@@ -175,6 +195,10 @@ def doctor(
     """Check this machine: report what will be slow or fail, with remedies.
 
     Samples a few steps in a worker process. The exit code is 1 if something fails, else 0.
+
+    Examples:
+        fastrl doctor
+        fastrl doctor --json
     """
     with loading(imports_torch=as_json):
         from fastrl.cli.checks import diagnoses
@@ -197,7 +221,11 @@ def new(
         ),
     ],
 ) -> None:
-    """Write a project: an environment with its test, a wrapper, a configuration and a script."""
+    """Write a project: an environment with its test, a wrapper, a configuration and a script.
+
+    Examples:
+        fastrl new my_project
+    """
     for file in _write_project(directory):
         write(str(file))
     note(f"next: cd {shlex.quote(str(directory))}; python -m pytest; fastrl train config.yaml")
@@ -222,7 +250,11 @@ def _write_project(directory: Path) -> list[Path]:
 
 
 def plugins() -> None:
-    """List the names for configurations, with their sources."""
+    """List the names for configurations, with their sources.
+
+    Examples:
+        fastrl plugins
+    """
     with loading(imports_torch=False):
         from rich.table import Table
 

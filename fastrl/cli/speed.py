@@ -107,7 +107,13 @@ def throughput(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure the environment steps per second of sampling, with the policy in the loop."""
+    """Measure the environment steps per second of sampling, with the policy in the loop.
+
+    Examples:
+        fastrl throughput CartPole-v1 --limit
+        fastrl throughput configs/cartpole_ppo.yaml --train --seconds 1 --repeats 3
+        fastrl throughput configs/halfcheetah_v4_ppo_tuned.yaml -n 32 -N 2 --json speed.json
+    """
     options = {
         "sampler.envs_per_worker": envs_per_worker,
         "sampler.num_env_workers": num_env_workers,
@@ -187,6 +193,10 @@ def tune(
     """Find the fastest way to sample an environment with a policy on this machine.
 
     'fastrl sweep' compares training with several seeds and values.
+
+    Examples:
+        fastrl tune CartPole-v1 --budget 60s
+        fastrl tune configs/cartpole_ppo.yaml --objective train_fps --write
     """
     with loading(imports_torch=False):
         path, _, config = read_arguments(arguments, env)

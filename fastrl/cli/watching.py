@@ -68,6 +68,11 @@ def watch(
     """Show runs on a page while they train: curves, speed, workers, faults, videos.
 
     No file is written. Ctrl-C ends it; training continues.
+
+    Examples:
+        fastrl watch
+        fastrl watch first second
+        fastrl watch runs --terminal
     """
     with loading(quiet=quiet, imports_torch=False):
         from fastrl.watch.run_index import RunIndex
@@ -171,6 +176,11 @@ def play(
     """Watch a trained policy play, or play an environment with the keyboard.
 
     It is shown in a window, or without a screen on a web page. Escape or Ctrl-C ends it.
+
+    Examples:
+        fastrl play first
+        fastrl play CartPole-v1 --record datasets/by_hand
+        fastrl play first --page
     """
     if record is not None:
         check_new_output("--record", record)
