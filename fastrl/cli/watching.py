@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -48,6 +48,11 @@ Host = Annotated[
 ]
 
 
+def _port(default: int) -> Any:
+    text = f"Port of the page; by default {default} or a free one."
+    return option("--port", "INT", text, min=0, max=65535)
+
+
 def watch(
     runs: Runs = None,
     terminal: Annotated[
@@ -57,12 +62,7 @@ def watch(
         bool, typer.Option("--json", help="Print the current state as JSON, and exit.")
     ] = False,
     host: Host = "127.0.0.1",
-    port: Annotated[
-        int | None,
-        option(
-            "--port", "INT", "Port of the page; by default 8765 or a free one.", min=0, max=65535
-        ),
-    ] = None,
+    port: Annotated[int | None, _port(8765)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the address.")] = False,
 ) -> None:
     """Show runs on a page while they train: curves, speed, workers, faults, videos.
@@ -166,12 +166,7 @@ def play(
     checkpoint: CheckpointName = None,
     trust: Trust = False,
     host: Host = "127.0.0.1",
-    port: Annotated[
-        int | None,
-        option(
-            "--port", "INT", "Port of the page; by default 8766 or a free one.", min=0, max=65535
-        ),
-    ] = None,
+    port: Annotated[int | None, _port(8766)] = None,
 ) -> None:
     """Watch a trained policy play, or play an environment with the keyboard.
 
