@@ -42,11 +42,11 @@ def path_of(argument: str) -> Callable[[str], Path]:
     return parsed
 
 
-def option(flags: str, metavar: str, text: str, **limits: Any) -> Any:
+def option(flags: str, metavar: str, text: str | None = None, **limits: Any) -> Any:
     """Return an option with these ``flags`` and a value, named ``metavar`` in the help.
 
-    ``text`` is the help; ``limits`` are further arguments of `typer.Option`. The values of FILE and
-    DIR are paths.
+    ``text`` is the help, by default that of the command's docstring; ``limits`` are further
+    arguments of `typer.Option`. The values of FILE and DIR are paths.
     """
     if metavar in ("FILE", "DIR"):
         limits["parser"] = path_of(flags.split()[0])
@@ -196,11 +196,14 @@ def _is_named_like_a_file(argument: str) -> bool:
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(metavar="SHELL", help="'bash', 'zsh' or 'fish'.")],
+    shell: Annotated[str, typer.Argument(metavar="SHELL")],
 ) -> None:
     """Print a script that completes commands, options and names of runs in a shell.
 
     The examples are the line for ~/.bashrc, the line for ~/.zshrc, and a command for fish.
+
+    Options:
+        shell: 'bash', 'zsh' or 'fish'.
 
     Examples:
         eval "$(fastrl completion bash)"

@@ -55,19 +55,20 @@ def _port(default: int) -> Any:
 
 def watch(
     runs: Runs = None,
-    terminal: Annotated[
-        bool, typer.Option("--terminal", help="Show it as text instead of on a page.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the current state as JSON, and exit.")
-    ] = False,
+    terminal: Annotated[bool, typer.Option("--terminal")] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
     host: Host = "127.0.0.1",
     port: Annotated[int | None, _port(8765)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the address.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet")] = False,
 ) -> None:
     """Show runs on a page while they train: curves, speed, workers, faults, videos.
 
     No file is written. Ctrl-C ends it; training continues.
+
+    Options:
+        terminal: Show it as text instead of on a page.
+        as_json: Print the current state as JSON, and exit.
+        quiet: Print only the address.
 
     Examples:
         fastrl watch
@@ -124,43 +125,13 @@ def _hints(server: PageServer) -> list[str]:
 
 
 def play(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN|ENV",
-            help="A run, or an environment: an id or a YAML file, and keys to change.",
-        ),
-    ],
-    keyboard: Annotated[
-        bool, typer.Option("--keyboard", help="Play a run's environment yourself.")
-    ] = False,
-    keys: Annotated[
-        Path | None, option("--keys", "FILE", "YAML of keys and actions, such as 'left: 0'.")
-    ] = None,
-    record: Annotated[
-        Path | None,
-        option(
-            "--record",
-            "DIR",
-            "Write whole episodes as a dataset in Minari's format (extra 'minari').",
-        ),
-    ] = None,
-    page: Annotated[
-        bool, typer.Option("--page", help="Show it on a page, as it is without a screen.")
-    ] = False,
-    fps: Annotated[
-        float | None,
-        option(
-            "--fps",
-            "STEPS",
-            "Steps per second; by default those of the environment.",
-            min=0.1,
-            max=1000,
-        ),
-    ] = None,
-    episodes: Annotated[
-        int | None, option("--episodes", "INT", "Episodes to play; by default until Ctrl-C.", min=1)
-    ] = None,
+    arguments: Annotated[list[str], typer.Argument(metavar="RUN|ENV")],
+    keyboard: Annotated[bool, typer.Option("--keyboard")] = False,
+    keys: Annotated[Path | None, option("--keys", "FILE")] = None,
+    record: Annotated[Path | None, option("--record", "DIR")] = None,
+    page: Annotated[bool, typer.Option("--page")] = False,
+    fps: Annotated[float | None, option("--fps", "STEPS", min=0.1, max=1000)] = None,
+    episodes: Annotated[int | None, option("--episodes", "INT", min=1)] = None,
     seed: Seed = None,
     sampled: Sampled = False,
     checkpoint: CheckpointName = None,
@@ -171,6 +142,15 @@ def play(
     """Watch a trained policy play, or play an environment with the keyboard.
 
     It is shown in a window, or without a screen on a web page. Escape or Ctrl-C ends it.
+
+    Options:
+        arguments: A run, or an environment: an id or a YAML file, and keys to change.
+        keyboard: Play a run's environment yourself.
+        keys: YAML of keys and actions, such as 'left: 0'.
+        record: Write whole episodes as a dataset in Minari's format (extra 'minari').
+        page: Show it on a page, as it is without a screen.
+        fps: Steps per second; by default those of the environment.
+        episodes: Episodes to play; by default until Ctrl-C.
 
     Examples:
         fastrl play first

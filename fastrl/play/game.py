@@ -64,7 +64,7 @@ class PolicyPlayer:
         deterministic: Whether it takes its most probable action rather than a sample.
     """
 
-    starts = ()
+    starts: Collection[str] = ()
 
     def __init__(self, policy: TrainedPolicy, *, deterministic: bool) -> None:
         self._policy, self._deterministic = policy, deterministic
@@ -90,7 +90,8 @@ class KeyboardPlayer:
     """
 
     def __init__(self, keys: KeyMap) -> None:
-        self._keys, self.starts = keys, keys.keys
+        self._keys = keys
+        self.starts: Collection[str] = keys.keys
 
     def begin(self) -> None:
         """Do nothing."""
