@@ -169,29 +169,24 @@ class SamplerConfig(Section):
         return (self.device,) if isinstance(self.device, str) else self.device
 
     @model_validator(mode="after")
-    def _check_device(self) -> Self:
-        if self.kind != "device":
-            return self
-        fixed = {"num_env_workers": (1, "auto"), "num_model_workers": (0,), "groups": (1,)}
-        fixed |= {"mode": ("sync",), "device": self.devices[:1], "spare_envs": (0,)}
+    def _check_kind(self) -> Self:
+        if self.kind == "device":
+            fixed = {"num_env_workers": (1, "auto"), "num_model_workers": (0,), "groups": (1,)}
+            fixed |= {"mode": ("sync",), "device": self.devices[:1], "spare_envs": (0,)}
+            self._check_fixed("kind", fixed)
+        if self.wait != "all":
+            fixed = {"kind": ("process",), "mode": ("async",)}
+            self._check_fixed("wait", fixed | {"num_model_workers": (0,), "tune_s": (None,)})
+        return self
+
+    def _check_fixed(self, cause: str, fixed: Mapping[str, tuple[Any, ...]]) -> None:
+        """Raise an error if a key has none of the values that another key requires."""
         for key, allowed in fixed.items():
             value = getattr(self, key)
             if value not in (*allowed, allowed):
-                choices = " or ".join(map(str, allowed))
-                raise conflict(key, f"must be {choices} with sampler.kind: device, got {value}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_wait(self) -> Self:
-        if self.wait == "all":
-            return self
-        needed = {"kind": "process", "mode": "async", "num_model_workers": 0, "tune_s": None}
-        for key, value in needed.items():
-            found = getattr(self, key)
-            if found != value:
-                wanted, got = ("null" if each is None else each for each in (value, found))
-                raise conflict(key, f"must be {wanted} with sampler.wait: {self.wait}, got {got}")
-        return self
+                choices = " or ".join("null" if each is None else str(each) for each in allowed)
+                why = f"with sampler.{cause}: {getattr(self, cause)}"
+                raise conflict(key, f"must be {choices} {why}, got {value}")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
