@@ -199,7 +199,8 @@ def commands() -> str:
             rows.append(f"| `{usage}` | {each.help or ''} |")
         if rows:
             parts.append("\n".join(["| | |\n|---|---|", *rows, ""]))
-        parts.append("\n".join(["```", *fastrl.cli.examples.EXAMPLES[name], "```", ""]))
+        examples = [line.strip() for line in command.epilog.splitlines()[2:]]
+        parts.append("\n".join(["```", *examples, "```", ""]))
     return "\n".join(parts)
 
 

@@ -86,6 +86,12 @@ class SpaceError(EnvError):
     kind = "space"
 
 
+class CheckpointError(FastrlError):
+    """A checkpoint is missing, damaged or not fastrl's."""
+
+    kind = "checkpoint"
+
+
 class WorkerError(FastrlError):
     """A worker process raised, died or overran its deadline.
 

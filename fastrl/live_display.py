@@ -10,7 +10,6 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
@@ -19,6 +18,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from fastrl.arguments import instance
+from fastrl.closing import unwinding
 
 _SPINS_PER_S = 12.5
 _NOTEBOOK_WIDTH = 100
@@ -42,8 +42,9 @@ class LiveDisplay(Live):
         console: The console of a terminal.
         shown: Returns the content to draw; called in another thread.
         refresh_per_second: Redraws per second.
-        handles_sigterm: Whether SIGTERM erases it before the process ends. If users' code in the
-            main thread may never return to Python, the process must end at once instead.
+        handles_sigterm: Whether SIGTERM and SIGHUP leave the block, which erases it, before the
+            process ends; see `unwinding`. If users' code in the main thread may never return to
+            Python, the process must end at once instead.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class LiveDisplay(Live):
     def start(self, refresh: bool = False) -> None:
         """Start drawing."""
         with ExitStack() as stack:
-            stack.enter_context(_unwritten_control_keys(self.console))
             if self._handles_sigterm:
-                stack.enter_context(_before_sigterm(self.stop))
+                stack.enter_context(unwinding())
+            stack.enter_context(_unwritten_control_keys(self.console))
             super().start(refresh)
             self._restoring = stack.pop_all()
 
@@ -295,26 +296,3 @@ def _write_control_keys(terminal: int, wanted: bool) -> bool:
     attributes[_LOCAL_MODES] ^= termios.ECHOCTL
     termios.tcsetattr(terminal, termios.TCSANOW, attributes)
     return True
-
-
-@contextmanager
-def _before_sigterm(do: Callable[[], None]) -> Iterator[None]:
-    """Call a function before SIGTERM ends this process in the block, unless SIGTERM is handled."""
-    owner = os.getpid()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:  # not in a fork, which inherits the handler
-            do()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is handle:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)

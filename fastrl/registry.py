@@ -22,7 +22,7 @@ from typing import Any
 
 from fastrl import once
 from fastrl.arguments import brief, nearest, one_of
-from fastrl.errors import USERS_FAILURES, ArgumentError, ConfigError, FastrlError, cause
+from fastrl.errors import USERS_FAILURES, ArgumentError, ConfigError, EnvError, FastrlError, cause
 from fastrl.imports import import_object, installed_places
 
 NAMESPACE = "fastrl/"
@@ -237,6 +237,14 @@ def registered(kind: str) -> list[Entry]:
     """Return the entries of a kind in order of registration, without importing plug-ins."""
     _load_builtin()
     return [entry for entry in _entries.values() if entry.kind == kind]
+
+
+def unknown_environment(env_id: str) -> EnvError:
+    """Return the error about an id that gymnasium does not know; it suggests the nearest."""
+    from gymnasium import registry
+
+    hint = nearest(env_id, registry) or "; 'fastrl envs' lists what can be built"
+    return EnvError(f"unknown environment '{env_id}'{hint}")
 
 
 def of_program() -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Where runs are: one that is given by its name, the directory of a new one, and shared runs.
+"""Where runs are: one that is given by its name, its checkpoints, a new one, and shared runs.
 
 Nothing here imports torch, so that commands reject a wrong name at once; configurations are
 imported when one is read, so that shells complete names quickly.
@@ -7,18 +7,19 @@ imported when one is read, so that shells complete names quickly.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastrl import registry
 from fastrl.arguments import brief, file_path, nearest, taken
 from fastrl.durable import check_new_directory, open_inside, read_object, writing
-from fastrl.errors import ConfigError
+from fastrl.errors import CheckpointError, ConfigError, FastrlError
 
 if TYPE_CHECKING:
     from fastrl.config import Config
@@ -27,6 +28,8 @@ RUNS = Path("runs")
 """Where runs are by default."""
 VERSIONS, SIGNATURE, LOCK = "versions.json", "signature", ".lock"
 """Names of files in a run's directory."""
+STEP, BEST = "step_", "best.json"
+"""Beginning of the names of checkpoints, and the file beside them that names the best one."""
 BESIDE_CONFIG = frozenset({"checkpoints", "metrics.jsonl", VERSIONS})
 """Files by which a run differs from other directories with a config.yaml."""
 
@@ -70,20 +73,83 @@ def find_run(name: str | Path) -> Path:
     raise ConfigError(f"'{name}' is not the directory of a run{hint}")
 
 
-def run_and_checkpoint(run: str | Path) -> tuple[Path, str | None]:
-    """Return the directory of a run, and the name of a checkpoint if its directory is given.
+class Checkpoints:
+    """The checkpoints of a run by name.
 
     Args:
-        run: As for `find_run`, or the directory of a checkpoint.
+        directory: Directory of the checkpoints.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints, oldest first."""
+        return sorted(path.name for path in self._directory.glob(f"{STEP}*") if path.is_dir())
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the result of the best evaluation, and the name ``checkpoint``; None before it."""
+        found = read_object(self._directory / BEST)
+        mean = found.get("return_mean")
+        is_whole = isinstance(mean, float | int) and math.isfinite(mean)
+        return found if is_whole and found.get("checkpoint") in self.names() else None
+
+    def resolve(self, name: str) -> str:
+        """Return the full name of a checkpoint.
+
+        Args:
+            name: As in `names`, or ``last`` or ``best``.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        if not isinstance(name, str):
+            raise CheckpointError(f"a checkpoint must be a name, got {brief(name)}")
+        names, best = self.names(), self.best()
+        if not names:
+            raise CheckpointError(f"there is no checkpoint in '{self._directory}'")
+        if name == "last":
+            return names[-1]
+        if name == "best" and best is not None:
+            return str(best["checkpoint"])
+        if name not in names:
+            known = ", ".join(["last", *(["best"] if best else []), *names])
+            raise CheckpointError(
+                f"no checkpoint '{name}' in '{self._directory}'; there are {known}"
+            )
+        return name
+
+
+def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
+    """Return the directory of a run, and the name of one of its checkpoints.
+
+    Args:
+        run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
+        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one if
+            there is one, else the last.
 
     Raises:
         ConfigError: There is no such run.
     """
-    if isinstance(run, str | Path):
+    if checkpoint is None and isinstance(run, str | Path):
         given = Path(run)
         if given.parent.name == "checkpoints" and not (given / "config.yaml").exists():
             return find_run(given.parent.parent), given.name
-    return find_run(run), None
+    path = find_run(run)
+    if checkpoint is None:
+        checkpoint = "last" if Checkpoints(path / "checkpoints").best() is None else "best"
+    return path, checkpoint
+
+
+def check_checkpoint(run: str | Path, checkpoint: str | None = None) -> None:
+    """Reject a run or a checkpoint that does not exist; see `locate`.
+
+    Raises:
+        ConfigError: There is no such run.
+        CheckpointError: There is no such checkpoint.
+    """
+    path, name = locate(run, checkpoint)
+    Checkpoints(path / "checkpoints").resolve(name)
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -127,8 +193,8 @@ def _check_named_places(config: Config) -> None:
     for key, run in (("init_from", config.init_from), ("algorithm.expert", expert)):
         try:
             if run is not None:
-                run_and_checkpoint(run)
-        except ConfigError as error:
+                check_checkpoint(run)
+        except FastrlError as error:
             raise ConfigError(f"{key}: {error}") from None
     dataset = None if config.dataset is None else config.dataset.path
     if section.needs_dataset and dataset is not None and not Path(dataset).is_dir():

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import gymnasium
 
 from fastrl.cli.inputs import check_output
-from fastrl.errors import ConfigError, FastrlError, one_line
+from fastrl.errors import ConfigError, FastrlError, WorkerError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,11 +42,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Exit with the status that ``main`` returns; print an error in one line and exit with 2."""
+    """Exit with the status that ``main`` returns.
+
+    After the failure of a worker it is 1, after another error, which is printed in one line, 2, and
+    after Ctrl-C 130.
+    """
+    script = Path(sys.argv[0]).stem
     try:
         sys.exit(main())
+    except WorkerError as error:
+        _fail(script, str(error), 1)
     except (FastrlError, gymnasium.error.Error) as error:
-        _fail(Path(sys.argv[0]).stem, error)
+        _fail(script, one_line(error, None))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def printed(command: Sequence[str], root: Path = ROOT, timeout_s: float | None = None) -> str:
@@ -104,9 +113,9 @@ def output(text: str) -> Path:
     return path
 
 
-def _fail(script: str, message: object) -> NoReturn:
-    print(f"{script}: error: {one_line(message, None)}", file=sys.stderr)
-    sys.exit(2)
+def _fail(script: str, message: str, code: int = 2) -> NoReturn:
+    print(f"{script}: error: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _at_least(least: int, text: str) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import Found, write
-from command_line import MEASURED_MODEL, Parser, count, duration, output, whole
+from command_line import MEASURED_MODEL, Parser, count, duration, output, run, whole
 from comparison.picture import draw
 from comparison.report import PEER_PACKAGES, markdown
 from comparison.rounds import LABELS, Options, compare, say
@@ -29,10 +29,10 @@ from comparison.task import Task
 
 from fastrl.cli import split_arguments
 from fastrl.config import load_config
-from fastrl.errors import ConfigError, FastrlError, WorkerError, one_line
+from fastrl.errors import ConfigError
 from fastrl.spec import Topology
 
-_EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED, _EXIT_TERMINATED = 1, 2, 130, 143
+_EXIT_TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,16 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _draw(json.loads(path.read_text(encoding="utf-8")), args.plot)
     if args.redraw:
         return 0
-    try:
-        _write(compare(_task(args), _options(args)), args)
-    except WorkerError as error:
-        say(f"compare: error: {error}")
-        return _EXIT_FAILED
-    except FastrlError as error:
-        say(f"compare: error: {one_line(error, None)}")
-        return _EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
+    _write(compare(_task(args), _options(args)), args)
     return 0
 
 
@@ -146,4 +137,4 @@ def _topology(text: str) -> Topology:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
-    sys.exit(main())
+    run(main)

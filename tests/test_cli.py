@@ -239,7 +239,10 @@ def loading(**how):
     print(sorted({"gymnasium", "numpy", "torch"} & sys.modules.keys()))
     raise SystemExit
 
-learn.loading, learn.check_run = loading, str
+def print_nothing(*arguments):
+    pass
+
+learn.loading, learn.check_run = loading, print_nothing
 main(sys.argv[1:])
 """
     done = subprocess.run(
@@ -250,6 +253,7 @@ main(sys.argv[1:])
 
 def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path):
     (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}")
+    (tmp_path / "checkpoints" / "step_000000000001").mkdir(parents=True)
     command = [sys.executable, "-X", "importtime", "-m", "fastrl", "eval", "."]
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run(
@@ -263,9 +267,19 @@ def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path)
 
 
 def test_what_is_missing_is_reported_without_waiting_for_torch(tmp_path):
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "checkpoints" / "step_000000000001").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.yaml").write_text("env: {id: CartPole-v1}")
+    wrong = {
+        "train CartPole-v9": "unknown environment 'CartPole-v9'; did you mean 'CartPole-v1'?",
+        "tune CartPole": "unknown environment 'CartPole'; did you mean 'CartPole-v1'?",
+        "play cartpole": "; unknown environment 'cartpole'; did you mean 'CartPole-v1'?",
+        "eval mine --checkpoint step_7": "no checkpoint 'step_7'",
+        "play mine --checkpoint best": "there are last, step_000000000001",
+        "resume mine --checkpoint best": "no checkpoint 'best'",
+        "train CartPole-v1 init_from=runs/mine/checkpoints/step_7": "init_from: no checkpoint",
+    }
     commands = [
+        *wrong,
         "train CartPole-v1 --name ../up",
         "train CartPole-v1 --name mine",
         "train CartPole-v1 init_from=nothing",
@@ -301,7 +315,10 @@ print([main(command.split()) for command in sys.argv[1:]])
     )
     assert done.stdout == f"{[2] * len(commands)}\n"
     assert len(done.stderr.splitlines()) == len(commands)
-    assert {line.split()[-1] for line in done.stderr.splitlines()} == {"[config]"}
+    for line, problem in zip(done.stderr.splitlines(), wrong.values(), strict=False):
+        assert problem in line
+    kinds = {line.split()[-1] for line in done.stderr.splitlines()[len(wrong) :]}
+    assert kinds == {"[config]"}
 
 
 def test_modules_in_the_current_directory_are_found(tmp_path):

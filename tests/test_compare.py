@@ -261,8 +261,12 @@ def test_wrong_argument_is_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_unknown_environment_is_one_line(capsys):
-    assert importlib.import_module("compare").main(["--env", "CartPole-v99"]) == 2
+def test_unknown_environment_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--env", "CartPole-v99"])
+    main = importlib.import_module("compare").main
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("command_line").run(main)
+    assert stopped.value.code == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("compare: error: ")
     assert "CartPole-v99" in complaint

@@ -6,16 +6,19 @@ meanwhile that it is loading. The commands are in `learn`, `show`, `speed` and `
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Abort, TyperException
+from typer.models import CommandInfo
 
-from fastrl.cli.examples import epilog
 from fastrl.cli.inputs import completion, prepare_completion, split_arguments
 from fastrl.cli.learn import evaluate, export, plot, pull, push, record, resume, sweep, train
 from fastrl.cli.output import (
@@ -69,8 +72,23 @@ app.command()(plugins)
 app.command(short_help="Write a project to start from.")(new)
 app.command(short_help="Check what will be slow or fail on this machine.")(doctor)
 app.command(short_help="Print a script for completion in a shell.")(completion)
+
+
+def _document(command: CommandInfo) -> None:
+    """Take the help of a command and its options from the sections of its docstring."""
+    callback: Any = command.callback
+    text, _, examples = (inspect.getdoc(callback) or "").partition("\n\nExamples:\n")
+    command.help, _, options = text.partition("\n\nOptions:\n")
+    # Lines after "\b" are not joined.
+    command.epilog = f"\b\nExamples:\n{textwrap.indent(textwrap.dedent(examples), '  ')}"
+    signature = inspect.signature(callback, eval_str=True)
+    for name, said in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", options, re.MULTILINE):
+        signature.parameters[name].annotation.__metadata__[0].help = " ".join(said.split())
+    callback.__signature__ = signature
+
+
 for _each in app.registered_commands:
-    _each.epilog = epilog(_each.name or _each.callback.__name__)  # type: ignore[union-attr]
+    _document(_each)
 
 
 def main(

@@ -8,16 +8,20 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.completion import completion_init, get_completion_script  # type: ignore[attr-defined]
 
+from fastrl import registry
 from fastrl.arguments import file_path, one_of
 from fastrl.cli.output import write
 from fastrl.errors import ArgumentError, ConfigError
 from fastrl.imports import look_beside
-from fastrl.runs import RUNS, run_and_checkpoint
+from fastrl.runs import RUNS, check_checkpoint
+
+if TYPE_CHECKING:
+    from fastrl.config import Config
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -38,11 +42,11 @@ def path_of(argument: str) -> Callable[[str], Path]:
     return parsed
 
 
-def option(flags: str, metavar: str, text: str, **limits: Any) -> Any:
+def option(flags: str, metavar: str, text: str | None = None, **limits: Any) -> Any:
     """Return an option with these ``flags`` and a value, named ``metavar`` in the help.
 
-    ``text`` is the help; ``limits`` are further arguments of `typer.Option`. The values of FILE and
-    DIR are paths.
+    ``text`` is the help, by default that of the command's docstring; ``limits`` are further
+    arguments of `typer.Option`. The values of FILE and DIR are paths.
     """
     if metavar in ("FILE", "DIR"):
         limits["parser"] = path_of(flags.split()[0])
@@ -65,18 +69,13 @@ def is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def check_run(run: str) -> None:
-    """Reject a run that does not exist, before torch is imported.
+def check_run(run: str, checkpoint: str | None = None) -> None:
+    """Reject a run or a checkpoint that does not exist, before torch is imported.
 
-    Args:
-        run: Directory of the run, its name under ``runs/``, or the directory of one of its
-            checkpoints.
-
-    Raises:
-        ConfigError: There is no such run.
+    See `fastrl.runs.check_checkpoint`.
     """
     if is_alone():
-        run_and_checkpoint(run)
+        check_checkpoint(run, checkpoint)
 
 
 def command_line() -> str:
@@ -164,16 +163,52 @@ def split_arguments(
     return (Path(files[0]) if files else None), [*(f"env.id={name}" for name in ids), *overrides]
 
 
+def read_arguments(
+    arguments: Sequence[str] | None, env: str | None = None
+) -> tuple[Path | None, list[str], Config]:
+    """Return the file, the overrides and the configuration of a command; see `split_arguments`.
+
+    Torch is not imported. An id is rejected if no package that fastrl would import can know it: it
+    has no version, or gymnasium has other versions of it.
+
+    Raises:
+        ConfigError: A key or the id is wrong.
+        EnvError: The environment does not exist.
+    """
+    from fastrl.config import load_config
+
+    path, overrides = split_arguments(arguments, env)
+    config = load_config(path, overrides)
+    env_id = config.env.id
+    families = [family.name for family in registry.registered("environments")]
+    if not re.search(r"[:/]", env_id) and env_id.partition(".")[0].lower() not in families:
+        import gymnasium
+
+        name, _, version = env_id.rpartition("-v")
+        is_known = any(spec.name == name for spec in gymnasium.registry.values())
+        if env_id not in gymnasium.registry and (is_known or not version.isdecimal()):
+            raise registry.unknown_environment(env_id)
+    return path, overrides, config
+
+
 def _is_named_like_a_file(argument: str) -> bool:
     return "=" not in argument and argument.lower().endswith((".yaml", ".yml"))
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(metavar="SHELL", help="'bash', 'zsh' or 'fish'.")],
+    shell: Annotated[str, typer.Argument(metavar="SHELL")],
 ) -> None:
     """Print a script that completes commands, options and names of runs in a shell.
 
     The examples are the line for ~/.bashrc, the line for ~/.zshrc, and a command for fish.
+
+    Options:
+        shell: 'bash', 'zsh' or 'fish'.
+
+    Examples:
+        eval "$(fastrl completion bash)"
+        eval "$(fastrl completion zsh)"
+        fastrl completion fish > ~/.config/fish/completions/fastrl.fish
     """
     one_of("SHELL", shell, SHELLS)
     write(get_completion_script(prog_name="fastrl", complete_var=_VARIABLE, shell=shell))

@@ -19,7 +19,7 @@ from fastrl.cli.inputs import (
     names_of_runs,
     option,
     path_of,
-    split_arguments,
+    read_arguments,
 )
 from fastrl.cli.output import (
     loading,
@@ -32,7 +32,14 @@ from fastrl.cli.output import (
 )
 from fastrl.errors import ConfigError
 from fastrl.formats import check_animation, check_ending, check_policy_format
-from fastrl.runs import check_new_run, check_pull, check_push, find_run, read_config
+from fastrl.runs import (
+    check_checkpoint,
+    check_new_run,
+    check_pull,
+    check_push,
+    find_run,
+    read_config,
+)
 from fastrl.workers.descent import without_hangups
 
 if TYPE_CHECKING:
@@ -79,22 +86,25 @@ CheckpointName = Annotated[
 def train(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
-    name: Annotated[
-        str | None, option("--name", "NAME", "Name of the run's directory under runs/.")
-    ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="With sampler: auto, discard earlier results and tune again."),
-    ] = False,
+    name: Annotated[str | None, option("--name", "NAME")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> int:
-    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
-    path, overrides = split_arguments(arguments, env)
-    with loading(quiet=quiet, imports_torch=False):
-        from fastrl.config import load_config
+    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues.
 
-        resolved = load_config(path, overrides)
+    Options:
+        name: Name of the run's directory under runs/.
+        fresh: With sampler: auto, discard earlier results and tune again.
+
+    Examples:
+        fastrl train CartPole-v1 total_steps=100_000
+        fastrl train configs/cartpole_ppo.yaml --name first seed=1
+        fastrl train configs/cartpole_ppo.yaml --name second seed=2
+        fastrl train CartPole-v1 sampler=auto
+    """
+    with loading(quiet=quiet, imports_torch=False):
+        _, _, resolved = read_arguments(arguments, env)
         if fresh and resolved.sampler.tune_s is None:
             raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
         if is_alone():
@@ -119,22 +129,29 @@ def train(
 @without_hangups()
 def resume(
     run: Run,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes, such as total_steps=2e6."),
-    ] = None,
-    checkpoint: Annotated[
-        str, option("--checkpoint", "NAME", "Where to continue; newer ones are set aside.")
-    ] = "last",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    checkpoint: Annotated[str, option("--checkpoint", "NAME")] = "last",
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> int:
-    """Continue a run that was stopped."""
+    """Continue a run that was stopped.
+
+    Options:
+        overrides: Changes, such as total_steps=2e6.
+        checkpoint: Where to continue; newer ones are set aside.
+
+    Examples:
+        fastrl resume first total_steps=2e5
+        fastrl resume runs/second total_steps=2e5
+    """
     changes = overrides or ()
     if is_alone():
         with loading(quiet=quiet, imports_torch=False):
-            read_config(find_run(run), changes)
+            path = find_run(run)
+            read_config(path, changes)
+            if checkpoint != "last":  # there may be none yet
+                check_checkpoint(path, checkpoint)
     with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import resume as resume_run
@@ -151,49 +168,34 @@ def resume(
 def sweep(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
-    seeds: Annotated[
-        str | None, option("--seeds", "FIRST:END", "Seeds, such as 0:5, which is 0 to 4, or 0,3,7.")
-    ] = None,
-    over: Annotated[
-        list[str] | None,
-        option(
-            "--over",
-            "KEY=VALUE,VALUE",
-            "Values of a key; given several times, all combinations run.",
-        ),
-    ] = None,
-    space: Annotated[
-        Path | None,
-        option(
-            "--space",
-            "FILE",
-            "YAML of ranges from which Optuna draws values instead (extra 'sweep').",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        option(
-            "--jobs",
-            "INT",
-            "Trials at a time on each machine; they share its cores (one per core).",
-            min=1,
-        ),
-    ] = None,
-    directory: Annotated[
-        Path | None,
-        option("--dir", "DIR", "Where to write; by default under runs/, by its content."),
-    ] = None,
-    json_file: Annotated[Path | None, option("--json", "FILE", "Write the result here.")] = None,
+    seeds: Annotated[str | None, option("--seeds", "FIRST:END")] = None,
+    over: Annotated[list[str] | None, option("--over", "KEY=VALUE,VALUE")] = None,
+    space: Annotated[Path | None, option("--space", "FILE")] = None,
+    jobs: Annotated[int | None, option("--jobs", "INT", min=1)] = None,
+    directory: Annotated[Path | None, option("--dir", "DIR")] = None,
+    json_file: Annotated[Path | None, option("--json", "FILE")] = None,
 ) -> int:
     """Train with several seeds and values side by side, and compare what they learn.
 
     'fastrl tune' finds the fastest settings; it does not train.
 
     Ctrl-C saves and ends all trials; the same command continues them.
+
+    Options:
+        seeds: Seeds, such as 0:5, which is 0 to 4, or 0,3,7.
+        over: Values of a key; given several times, all combinations run.
+        space: YAML of ranges from which Optuna draws values instead (extra 'sweep').
+        jobs: Trials at a time on each machine; they share its cores (one per core).
+        directory: Where to write; by default under runs/, by its content.
+        json_file: Write the result here.
+
+    Examples:
+        fastrl sweep configs/cartpole_ppo.yaml --seeds 0:5
+        fastrl sweep --env CartPole-v1 --over algorithm.gamma=0.98,0.99 --seeds 0:3 --jobs 2
     """
-    path, overrides = split_arguments(arguments, env)
     check_output("--json", json_file)
     check_output("--dir", directory, directory=True)
+    path, overrides, _ = read_arguments(arguments, env)
     with loading():
         from fastrl.cli.consoles import show_tables
         from fastrl.sweeps import Sweep, SweepPlan, load_space
@@ -219,24 +221,23 @@ def sweep(
 
 def evaluate(
     run: Run,
-    episodes: Annotated[
-        int | None,
-        option(
-            "--episodes",
-            "INT",
-            "Episodes to play; by default evaluation.final_episodes.",
-            min=1,
-            max=_EPISODES,
-        ),
-    ] = None,
+    episodes: Annotated[int | None, option("--episodes", "INT", min=1, max=_EPISODES)] = None,
     sampled: Sampled = False,
     seed: Seed = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play episodes with a trained policy and print the returns."""
-    check_run(run)
+    """Play episodes with a trained policy and print the returns.
+
+    Options:
+        episodes: Episodes to play; by default evaluation.final_episodes.
+
+    Examples:
+        fastrl eval runs/first --episodes 20
+        fastrl eval first --checkpoint last --sampled --seed 3
+    """
+    check_run(run, checkpoint)
     with loading():
         from fastrl.training import evaluate_run
 
@@ -258,48 +259,30 @@ def evaluate(
 
 def record(
     run: Run,
-    video: Annotated[
-        Path | None,
-        option(
-            "--video",
-            "FILE",
-            "An .mp4 (extra 'video') or .gif; by default under the run's videos/.",
-        ),
-    ] = None,
-    dataset: Annotated[
-        Path | None,
-        option(
-            "--dataset",
-            "DIR",
-            "Write a dataset in Minari's format instead (extra 'minari'), with all workers.",
-        ),
-    ] = None,
-    episodes: Annotated[
-        int | None,
-        option(
-            "--episodes",
-            "INT",
-            "Episodes to record; by default 1 in a video and 100 in a dataset.",
-            min=1,
-            max=_EPISODES,
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        option(
-            "--policy",
-            "PATH",
-            "With --dataset, a function 'package.module:name' of an observation plays; RUN "
-            "is then an environment's id or a YAML file.",
-        ),
-    ] = None,
+    video: Annotated[Path | None, option("--video", "FILE")] = None,
+    dataset: Annotated[Path | None, option("--dataset", "DIR")] = None,
+    episodes: Annotated[int | None, option("--episodes", "INT", min=1, max=_EPISODES)] = None,
+    policy: Annotated[str | None, option("--policy", "PATH")] = None,
     sampled: Sampled = False,
     seed: Seed = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a video of a trained policy, or a dataset of its episodes."""
+    """Write a video of a trained policy, or a dataset of its episodes.
+
+    Options:
+        video: An .mp4 (extra 'video') or .gif; by default under the run's videos/.
+        dataset: Write a dataset in Minari's format instead (extra 'minari'), with all workers.
+        episodes: Episodes to record; by default 1 in a video and 100 in a dataset.
+        policy: With --dataset, a function 'package.module:name' of an observation plays; RUN is
+            then an environment's id or a YAML file.
+
+    Examples:
+        fastrl record first
+        fastrl record first --video cartpole.gif --episodes 3
+        fastrl record first --dataset datasets/cartpole --episodes 20
+    """
     options: dict[str, Any] = {
         "deterministic": False if sampled else None,
         "seed": seed,
@@ -317,7 +300,7 @@ def record(
     if video is not None:
         check_animation(video)
     if policy is None:
-        check_run(run)
+        check_run(run, checkpoint)
     if dataset is not None:
         _record_dataset(run, dataset, episodes or 100, policy, options, as_json)
         return
@@ -341,16 +324,14 @@ def _record_dataset(
     options: Mapping[str, Any],
     as_json: bool,
 ) -> None:
+    config = None if policy is None else read_arguments([run])[-1]
     with loading():
-        from fastrl.config import load_config
         from fastrl.training import record_dataset, record_function
 
     console = progress_console()
-    if policy is None:
+    if config is None or policy is None:
         found = record_dataset(run, dataset, episodes=episodes, console=console, **options)
     else:
-        path, overrides = split_arguments([run])
-        config = load_config(path, overrides)
         found = record_function(
             config, policy, dataset, episodes=episodes, seed=options["seed"], console=console
         )
@@ -368,20 +349,24 @@ def _record_dataset(
 
 def export(
     run: Run,
-    format: Annotated[str, option("--format", "NAME", "'torchscript', or 'onnx' (extra 'onnx').")],
-    output: Annotated[
-        Path | None,
-        option(
-            "--output -o", "FILE", "By default policy.pt or policy.onnx in the run's directory."
-        ),
-    ] = None,
+    format: Annotated[str, option("--format", "NAME")],
+    output: Annotated[Path | None, option("--output -o", "FILE")] = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Write a trained policy as a file for other programs, and compare both on observations."""
+    """Write a trained policy as a file for other programs, and compare both on observations.
+
+    Options:
+        format: 'torchscript', or 'onnx' (extra 'onnx').
+        output: By default policy.pt or policy.onnx in the run's directory.
+
+    Examples:
+        fastrl export first --format torchscript
+        fastrl export first --format onnx --output cartpole.onnx
+    """
     check_policy_format(format, "--format")
     check_output("--output", output)
-    check_run(run)
+    check_run(run, checkpoint)
     with loading():
         from fastrl.training import export_run
 
@@ -391,32 +376,29 @@ def export(
 
 
 def plot(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN",
-            help="Directories of runs, or their names.",
-            autocompletion=names_of_runs,
-        ),
-    ],
-    output: Annotated[Path, option("--output -o", "FILE", "Where to write the picture.")] = Path(
-        "learning_curves.png"
-    ),
-    evaluation: Annotated[
-        bool, typer.Option("--evaluation", help="Plot evaluations instead of training returns.")
-    ] = False,
-    metric: Annotated[
-        str, option("--metric", "NAME", "What to plot, such as info/is_success.")
-    ] = "return_mean",
-    title: Annotated[
-        str | None, option("--title", "TEXT", "By default the keys that all runs share.")
-    ] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", autocompletion=names_of_runs)],
+    output: Annotated[Path, option("--output -o", "FILE")] = Path("learning_curves.png"),
+    evaluation: Annotated[bool, typer.Option("--evaluation")] = False,
+    metric: Annotated[str, option("--metric", "NAME")] = "return_mean",
+    title: Annotated[str | None, option("--title", "TEXT")] = None,
 ) -> None:
-    """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
+    """Draw learning curves; runs that differ in their seed alone become one, with a spread.
+
+    Options:
+        runs: Directories of runs, or their names.
+        output: Where to write the picture.
+        evaluation: Plot evaluations instead of training returns.
+        metric: What to plot, such as info/is_success.
+        title: By default the keys that all runs share.
+
+    Examples:
+        fastrl plot first second --output curves.png
+        fastrl plot first --metric explained_variance
+    """
     check_ending(output)
     check_output("--output", output)
     for run in runs:
-        check_run(run)
+        find_run(run)
     with loading():
         from fastrl.training.plotting import plot_runs
 
@@ -501,15 +483,20 @@ def push(
     run: Run,
     repo: Repo,
     checkpoint: CheckpointName = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Create a private repository, if it is missing.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private")] = False,
 ) -> None:
     """Share a policy: weights, configuration, versions, metrics, and a page with curve and video.
 
     The state that training resumes from is not shared. 'hf auth login' logs in to the hub.
+
+    Options:
+        private: Create a private repository, if it is missing.
+
+    Examples:
+        fastrl push runs/first ./shared/first --checkpoint last
+        fastrl push first someone/cartpole --private
     """
-    check_run(run)
+    check_run(run, checkpoint)
     check_push(repo)
     with loading():
         from fastrl.training import push_run
@@ -522,19 +509,20 @@ def push(
 def pull(
     repo: Repo,
     directory: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="DIR",
-            help="A new directory; by default runs/ and the last part of REPO.",
-            show_default=False,
-            parser=path_of("DIR"),
-        ),
+        Path | None, typer.Argument(metavar="DIR", show_default=False, parser=path_of("DIR"))
     ] = None,
-    revision: Annotated[
-        str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
-    ] = None,
+    revision: Annotated[str | None, option("--revision", "NAME")] = None,
 ) -> None:
-    """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
+    """Copy a shared run; 'fastrl eval' then plays what its author's command played.
+
+    Options:
+        directory: A new directory; by default runs/ and the last part of REPO.
+        revision: A branch, tag or commit on the hub.
+
+    Examples:
+        fastrl pull ./shared/first runs/theirs
+        fastrl pull someone/cartpole
+    """
     check_pull(repo, directory, revision)
     with loading():
         from fastrl.training import pull_run

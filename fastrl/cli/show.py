@@ -31,15 +31,20 @@ PROJECT_FILES = Path(__file__).parent / "project"
 def config(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of configuration files.")
-    ] = False,
-    resolve: Annotated[
-        bool,
-        typer.Option("--resolve", help="Import algorithm.class_path and check its keys, too."),
-    ] = False,
+    schema: Annotated[bool, typer.Option("--schema")] = False,
+    resolve: Annotated[bool, typer.Option("--resolve")] = False,
 ) -> None:
-    """Print a resolved configuration: bases and overrides merged, defaults filled in."""
+    """Print a resolved configuration: bases and overrides merged, defaults filled in.
+
+    Options:
+        schema: Print the JSON schema of configuration files.
+        resolve: Import algorithm.class_path and check its keys, too.
+
+    Examples:
+        fastrl config configs/cartpole_ppo.yaml seed=7
+        fastrl config --env CartPole-v1 --resolve
+        fastrl config --schema > fastrl.schema.json
+    """
     with show_wait("loading …"):
         from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 
@@ -55,16 +60,21 @@ def config(
 
 
 def dataset(
-    path: Annotated[
-        Path,
-        typer.Argument(metavar="PATH", help="Directory of a dataset.", parser=path_of("PATH")),
-    ],
-    picture: Annotated[
-        Path | None, option("--picture", "FILE", "Draw returns and lengths here.")
-    ] = None,
-    json_file: Annotated[Path | None, option("--json", "FILE", "Write all numbers here.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="PATH", parser=path_of("PATH"))],
+    picture: Annotated[Path | None, option("--picture", "FILE")] = None,
+    json_file: Annotated[Path | None, option("--json", "FILE")] = None,
 ) -> None:
-    """Print the returns, lengths, sizes and spaces of a dataset in Minari's format."""
+    """Print the returns, lengths, sizes and spaces of a dataset in Minari's format.
+
+    Options:
+        path: Directory of a dataset.
+        picture: Draw returns and lengths here.
+        json_file: Write all numbers here.
+
+    Examples:
+        fastrl dataset datasets/cartpole
+        fastrl dataset datasets/cartpole --picture returns.png
+    """
     if picture is not None:
         check_ending(picture)
     check_output("--picture", picture)
@@ -84,34 +94,25 @@ def dataset(
 
 
 def convert(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="File of rl-baselines3-zoo, such as ppo.yml.",
-            parser=path_of("FILE"),
-        ),
-    ],
-    entry: Annotated[
-        str | None,
-        typer.Argument(metavar="ENTRY", help="Entry of the file, such as CartPole-v1."),
-    ] = None,
-    algorithm: Annotated[
-        str | None,
-        option(
-            "--algorithm",
-            "NAME",
-            "ppo, a2c, ppo_lstm or ppo_mask; by default the name of the file.",
-        ),
-    ] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=path_of("FILE"))],
+    entry: Annotated[str | None, typer.Argument(metavar="ENTRY")] = None,
+    algorithm: Annotated[str | None, option("--algorithm", "NAME")] = None,
     env: EnvOption = None,
-    output: Annotated[
-        Path | None, option("--output -o", "FILE", "Write the configuration here.")
-    ] = None,
+    output: Annotated[Path | None, option("--output -o", "FILE")] = None,
 ) -> None:
     """Convert hyperparameters of rl-baselines3-zoo to a configuration.
 
     Keys without a counterpart are listed.
+
+    Options:
+        file: File of rl-baselines3-zoo, such as ppo.yml.
+        entry: Entry of the file, such as CartPole-v1.
+        algorithm: ppo, a2c, ppo_lstm or ppo_mask; by default the name of the file.
+        output: Write the configuration here.
+
+    Examples:
+        fastrl convert hyperparams/ppo.yml CartPole-v1 --output cartpole.yaml
+        fastrl convert ppo.yml atari --env ALE/Breakout-v5 > breakout.yaml
     """
     check_output("--output", output)
     with loading(imports_torch=False):
@@ -130,15 +131,22 @@ def convert(
 
 
 def envs(
-    pattern: Annotated[str, typer.Argument(metavar="FILTER", help="Part of the id.")] = "",
-    everything: Annotated[
-        bool, typer.Option("--all", help="List those that need a package, too, with its name.")
-    ] = False,
+    pattern: Annotated[str, typer.Argument(metavar="FILTER")] = "",
+    everything: Annotated[bool, typer.Option("--all")] = False,
 ) -> None:
     """List the environments that can be built here.
 
     If at most 20 ids contain the FILTER, each is built to find the source of its masks of valid
     actions.
+
+    Options:
+        pattern: Part of the id.
+        everything: List those that need a package, too, with its name.
+
+    Examples:
+        fastrl envs
+        fastrl envs CartPole
+        fastrl envs --all
     """
     with loading():
         from rich.table import Table
@@ -168,13 +176,18 @@ def envs(
 
 
 def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a list of objects instead of lines.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> int:
     """Check this machine: report what will be slow or fail, with remedies.
 
     Samples a few steps in a worker process. The exit code is 1 if something fails, else 0.
+
+    Options:
+        as_json: Print a list of objects instead of lines.
+
+    Examples:
+        fastrl doctor
+        fastrl doctor --json
     """
     with loading(imports_torch=as_json):
         from fastrl.cli.checks import diagnoses
@@ -190,14 +203,16 @@ def doctor(
 
 
 def new(
-    directory: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="A new directory, or an empty one.", parser=path_of("DIR")
-        ),
-    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of("DIR"))],
 ) -> None:
-    """Write a project: an environment with its test, a wrapper, a configuration and a script."""
+    """Write a project: an environment with its test, a wrapper, a configuration and a script.
+
+    Options:
+        directory: A new directory, or an empty one.
+
+    Examples:
+        fastrl new my_project
+    """
     for file in _write_project(directory):
         write(str(file))
     note(f"next: cd {shlex.quote(str(directory))}; python -m pytest; fastrl train config.yaml")
@@ -222,7 +237,11 @@ def _write_project(directory: Path) -> list[Path]:
 
 
 def plugins() -> None:
-    """List the names for configurations, with their sources."""
+    """List the names for configurations, with their sources.
+
+    Examples:
+        fastrl plugins
+    """
     with loading(imports_torch=False):
         from rich.table import Table
 

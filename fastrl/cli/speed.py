@@ -17,7 +17,7 @@ from fastrl.cli.inputs import (
     check_output,
     command_line,
     option,
-    split_arguments,
+    read_arguments,
 )
 from fastrl.cli.output import loading, note, progress_console, show_wait, write_json
 from fastrl.errors import ConfigError
@@ -38,76 +38,48 @@ JsonFile = Annotated[Path | None, option("--json", "FILE", "Write the result her
 def throughput(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
-    envs_per_worker: Annotated[
-        int | None, option("-n", "INT", "Environments per env worker (64).")
-    ] = None,
-    num_env_workers: Annotated[
-        int | None, option("-N", "INT", "Env workers (one per core).")
-    ] = None,
-    num_model_workers: Annotated[
-        int | None, option("-M", "INT", "Model workers; 0: env workers run the policy.")
-    ] = None,
-    groups: Annotated[
-        int | None, option("--groups", "INT", "Groups per env worker, stepped in turn.")
-    ] = None,
-    device: Annotated[
-        str | None, option("--device", "DEVICE", "Where the policy runs: cpu or cuda.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        option(
-            "--mode",
-            "MODE",
-            "async (default), or sync: all workers wait for each other.",
-        ),
-    ] = None,
-    seconds: Annotated[float, option("--seconds", "S", "Length of a window.", min=0.1)] = 5.0,
-    repeats: Annotated[int, option("--repeats", "INT", "Number of windows.", min=1)] = 5,
-    warm_up: Annotated[
-        float,
-        option(
-            "--warm-up",
-            "S",
-            "Seconds from the first step to the first window; long episodes need more.",
-            min=0,
-        ),
-    ] = 1.0,
-    no_policy: Annotated[
-        bool, typer.Option("--no-policy", help="Take random actions, without a policy.")
-    ] = False,
-    limit: Annotated[
-        bool, typer.Option("--limit", help="Measure the physical limit in the same run.")
-    ] = False,
-    train: Annotated[
-        bool,
-        typer.Option(
-            "--train",
-            help="Measure three speeds: environments with random actions, with the policy, and "
-            "training from end to end, each with its limit.",
-        ),
-    ] = False,
-    plan_nodes: Annotated[
-        int | None,
-        option(
-            "--plan-nodes",
-            "INT",
-            "Estimate training on up to this number of machines: best cluster.mode, and its limit.",
-            min=1,
-            max=10_000,
-        ),
-    ] = None,
-    network: Annotated[
-        str | None,
-        option(
-            "--network",
-            "SPEED",
-            "Speed of their links, such as 10Gb (default) or 1.2GB. With a section cluster it "
-            "is measured.",
-        ),
-    ] = None,
+    envs_per_worker: Annotated[int | None, option("-n", "INT")] = None,
+    num_env_workers: Annotated[int | None, option("-N", "INT")] = None,
+    num_model_workers: Annotated[int | None, option("-M", "INT")] = None,
+    groups: Annotated[int | None, option("--groups", "INT")] = None,
+    device: Annotated[str | None, option("--device", "DEVICE")] = None,
+    mode: Annotated[str | None, option("--mode", "MODE")] = None,
+    seconds: Annotated[float, option("--seconds", "S", min=0.1)] = 5.0,
+    repeats: Annotated[int, option("--repeats", "INT", min=1)] = 5,
+    warm_up: Annotated[float, option("--warm-up", "S", min=0)] = 1.0,
+    no_policy: Annotated[bool, typer.Option("--no-policy")] = False,
+    limit: Annotated[bool, typer.Option("--limit")] = False,
+    train: Annotated[bool, typer.Option("--train")] = False,
+    plan_nodes: Annotated[int | None, option("--plan-nodes", "INT", min=1, max=10000)] = None,
+    network: Annotated[str | None, option("--network", "SPEED")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure the environment steps per second of sampling, with the policy in the loop."""
+    """Measure the environment steps per second of sampling, with the policy in the loop.
+
+    Options:
+        envs_per_worker: Environments per env worker (64).
+        num_env_workers: Env workers (one per core).
+        num_model_workers: Model workers; 0: env workers run the policy.
+        groups: Groups per env worker, stepped in turn.
+        device: Where the policy runs: cpu or cuda.
+        mode: async (default), or sync: all workers wait for each other.
+        seconds: Length of a window.
+        repeats: Number of windows.
+        warm_up: Seconds from the first step to the first window; long episodes need more.
+        no_policy: Take random actions, without a policy.
+        limit: Measure the physical limit in the same run.
+        train: Measure three speeds: environments with random actions, with the policy, and training
+            from end to end, each with its limit.
+        plan_nodes: Estimate training on up to this number of machines: best cluster.mode, and its
+            limit.
+        network: Speed of their links, such as 10Gb (default) or 1.2GB. With a section cluster it is
+            measured.
+
+    Examples:
+        fastrl throughput CartPole-v1 --limit
+        fastrl throughput configs/cartpole_ppo.yaml --train --seconds 1 --repeats 3
+        fastrl throughput configs/halfcheetah_v4_ppo_tuned.yaml -n 32 -N 2 --json speed.json
+    """
     options = {
         "sampler.envs_per_worker": envs_per_worker,
         "sampler.num_env_workers": num_env_workers,
@@ -116,12 +88,12 @@ def throughput(
         "sampler.device": device,
         "sampler.mode": mode,
     }
-    path, overrides = split_arguments(arguments, env)
-    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
     with loading(imports_torch=False):
         from fastrl.config import load_config
 
-        resolved = configured = load_config(path, overrides)
+        path, overrides, configured = read_arguments([*(arguments or ()), *given], env)
+    resolved = configured
     if plan_nodes is not None and no_policy:
         raise ConfigError("--plan-nodes plans training: leave out --no-policy")
     if train and no_policy:
@@ -163,32 +135,36 @@ def tune(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
     budget: Annotated[str, option("--budget", "TIME", _BUDGET_HELP)] = "120s",
-    objective: Annotated[
-        str,
-        option("--objective", "fps|train_fps", "fps: sampling alone; train_fps: with the learner."),
-    ] = "fps",
-    batch: Annotated[
-        str | None, option("--batch", "B|LO:HI", "Keep N * n, the number of environments.")
-    ] = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="Write an overlay beside CONFIG: CONFIG.tuned.yaml.")
-    ] = False,
-    overlay: Annotated[Path | None, option("--overlay", "FILE", "Write the overlay here.")] = None,
+    objective: Annotated[str, option("--objective", "fps|train_fps")] = "fps",
+    batch: Annotated[str | None, option("--batch", "B|LO:HI")] = None,
+    write: Annotated[bool, typer.Option("--write")] = False,
+    overlay: Annotated[Path | None, option("--overlay", "FILE")] = None,
     json_file: JsonFile = None,
-    plots: Annotated[Path | None, option("--plots", "DIR", "Write plots here.")] = None,
-    study: Annotated[
-        Path | None, option("--study", "FILE", "Keep trials here, as JSON lines.")
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard earlier trials instead of continuing.")
-    ] = False,
-    seed: Annotated[int, option("--seed", "INT", "Seed of the search.", min=0)] = 0,
+    plots: Annotated[Path | None, option("--plots", "DIR")] = None,
+    study: Annotated[Path | None, option("--study", "FILE")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh")] = False,
+    seed: Annotated[int, option("--seed", "INT", min=0)] = 0,
 ) -> int:
     """Find the fastest way to sample an environment with a policy on this machine.
 
     'fastrl sweep' compares training with several seeds and values.
+
+    Options:
+        objective: fps: sampling alone; train_fps: with the learner.
+        batch: Keep N * n, the number of environments.
+        write: Write an overlay beside CONFIG: CONFIG.tuned.yaml.
+        overlay: Write the overlay here.
+        plots: Write plots here.
+        study: Keep trials here, as JSON lines.
+        fresh: Discard earlier trials instead of continuing.
+        seed: Seed of the search.
+
+    Examples:
+        fastrl tune CartPole-v1 --budget 60s
+        fastrl tune configs/cartpole_ppo.yaml --objective train_fps --write
     """
-    path, overrides = split_arguments(arguments, env)
+    with loading(imports_torch=False):
+        path, _, config = read_arguments(arguments, env)
     if objective not in ("fps", "train_fps"):
         raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")
     budget_s, sizes = parse_seconds(budget), parse_batch(batch)
@@ -196,10 +172,6 @@ def tune(
     for flag, file in (("--json", json_file), ("--study", study)):
         check_output(flag, file)
     check_output("--plots", plots, directory=True)
-    with loading(imports_torch=False):
-        from fastrl.config import load_config
-
-        config = load_config(path, overrides)
     with loading():
         from fastrl.tuning.study import Study, TrialError, cached_study
         from fastrl.tuning.tune import TuneOptions, Tuning, study_name

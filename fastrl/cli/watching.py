@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fastrl.arguments import nearest
-from fastrl.cli.inputs import check_new_output, option, split_arguments
+from fastrl.cli.inputs import check_new_output, option, read_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
 from fastrl.cli.output import loading, note, show_wait, write, write_json
-from fastrl.errors import ConfigError
-from fastrl.runs import run_and_checkpoint
+from fastrl.errors import ConfigError, EnvError
+from fastrl.runs import check_checkpoint
 
 if TYPE_CHECKING:
     from fastrl.config import Config
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from fastrl.watch.run_index import RunIndex
 
 S = TypeVar("S", bound="PageServer")
-
-_UNVERSIONED = re.compile(r"(?!.*-v\d+$)[^:/]+")
-"""Ids that only gymnasium can know, unlike those of families of environments."""
 
 Runs = Annotated[
     list[str] | None,
@@ -53,26 +48,32 @@ Host = Annotated[
 ]
 
 
+def _port(default: int) -> Any:
+    text = f"Port of the page; by default {default} or a free one."
+    return option("--port", "INT", text, min=0, max=65535)
+
+
 def watch(
     runs: Runs = None,
-    terminal: Annotated[
-        bool, typer.Option("--terminal", help="Show it as text instead of on a page.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the current state as JSON, and exit.")
-    ] = False,
+    terminal: Annotated[bool, typer.Option("--terminal")] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
     host: Host = "127.0.0.1",
-    port: Annotated[
-        int | None,
-        option(
-            "--port", "INT", "Port of the page; by default 8765 or a free one.", min=0, max=65535
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the address.")] = False,
+    port: Annotated[int | None, _port(8765)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet")] = False,
 ) -> None:
     """Show runs on a page while they train: curves, speed, workers, faults, videos.
 
     No file is written. Ctrl-C ends it; training continues.
+
+    Options:
+        terminal: Show it as text instead of on a page.
+        as_json: Print the current state as JSON, and exit.
+        quiet: Print only the address.
+
+    Examples:
+        fastrl watch
+        fastrl watch first second
+        fastrl watch runs --terminal
     """
     with loading(quiet=quiet, imports_torch=False):
         from fastrl.watch.run_index import RunIndex
@@ -124,62 +125,41 @@ def _hints(server: PageServer) -> list[str]:
 
 
 def play(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN|ENV",
-            help="A run, or an environment: an id or a YAML file, and keys to change.",
-        ),
-    ],
-    keyboard: Annotated[
-        bool, typer.Option("--keyboard", help="Play a run's environment yourself.")
-    ] = False,
-    keys: Annotated[
-        Path | None, option("--keys", "FILE", "YAML of keys and actions, such as 'left: 0'.")
-    ] = None,
-    record: Annotated[
-        Path | None,
-        option(
-            "--record",
-            "DIR",
-            "Write whole episodes as a dataset in Minari's format (extra 'minari').",
-        ),
-    ] = None,
-    page: Annotated[
-        bool, typer.Option("--page", help="Show it on a page, as it is without a screen.")
-    ] = False,
-    fps: Annotated[
-        float | None,
-        option(
-            "--fps",
-            "STEPS",
-            "Steps per second; by default those of the environment.",
-            min=0.1,
-            max=1000,
-        ),
-    ] = None,
-    episodes: Annotated[
-        int | None, option("--episodes", "INT", "Episodes to play; by default until Ctrl-C.", min=1)
-    ] = None,
+    arguments: Annotated[list[str], typer.Argument(metavar="RUN|ENV")],
+    keyboard: Annotated[bool, typer.Option("--keyboard")] = False,
+    keys: Annotated[Path | None, option("--keys", "FILE")] = None,
+    record: Annotated[Path | None, option("--record", "DIR")] = None,
+    page: Annotated[bool, typer.Option("--page")] = False,
+    fps: Annotated[float | None, option("--fps", "STEPS", min=0.1, max=1000)] = None,
+    episodes: Annotated[int | None, option("--episodes", "INT", min=1)] = None,
     seed: Seed = None,
     sampled: Sampled = False,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
     host: Host = "127.0.0.1",
-    port: Annotated[
-        int | None,
-        option(
-            "--port", "INT", "Port of the page; by default 8766 or a free one.", min=0, max=65535
-        ),
-    ] = None,
+    port: Annotated[int | None, _port(8766)] = None,
 ) -> None:
     """Watch a trained policy play, or play an environment with the keyboard.
 
     It is shown in a window, or without a screen on a web page. Escape or Ctrl-C ends it.
+
+    Options:
+        arguments: A run, or an environment: an id or a YAML file, and keys to change.
+        keyboard: Play a run's environment yourself.
+        keys: YAML of keys and actions, such as 'left: 0'.
+        record: Write whole episodes as a dataset in Minari's format (extra 'minari').
+        page: Show it on a page, as it is without a screen.
+        fps: Steps per second; by default those of the environment.
+        episodes: Episodes to play; by default until Ctrl-C.
+
+    Examples:
+        fastrl play first
+        fastrl play CartPole-v1 --record datasets/by_hand
+        fastrl play first --page
     """
     if record is not None:
         check_new_output("--record", record)
-    config = _config_to_play(arguments)
+    config = _config_to_play(arguments, checkpoint)
     with loading():
         from fastrl.datasets.episodes import EpisodeBuilder
         from fastrl.play.game import KeyboardPlayer, PolicyPlayer, record_episodes
@@ -221,20 +201,20 @@ def play(
             write(f"{record}: {number:,} episodes")
 
 
-def _config_to_play(arguments: list[str]) -> Config | None:
+def _config_to_play(arguments: list[str], checkpoint: str | None) -> Config | None:
     """Return the configuration of an environment to play, or None where a run is named.
 
     Torch is not imported.
 
     Raises:
         ConfigError: It is neither a run nor an environment, or a key is wrong.
+        CheckpointError: The run has no such checkpoint.
+        EnvError: The environment of a file does not exist.
     """
-    from fastrl.config import load_config
-
     first, *changes = arguments
     no_run = ""
     try:
-        run_and_checkpoint(first)
+        check_checkpoint(first, checkpoint)
     except ConfigError as error:
         no_run = str(error)
         if os.path.isdir(first):
@@ -246,14 +226,12 @@ def _config_to_play(arguments: list[str]) -> Config | None:
                 "or a YAML file"
             )
         return None
-    found = load_config(*split_arguments(arguments))
-    if found.env.id == first and _UNVERSIONED.fullmatch(first):
-        import gymnasium
-
-        if first not in gymnasium.registry:
-            hint = nearest(first, gymnasium.registry) or "; 'fastrl envs' lists what can be built"
-            raise ConfigError(f"{no_run}; unknown environment '{first}'{hint}")
-    return found
+    try:
+        return read_arguments(arguments)[-1]
+    except EnvError as error:
+        if f"'{first}'" not in str(error):
+            raise
+        raise ConfigError(f"{no_run}; {error}") from None
 
 
 def _game_of(

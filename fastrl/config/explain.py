@@ -164,7 +164,7 @@ def _locate(
         if not inner:
             break
     if error["type"] == "conflict" and error["ctx"]["key"]:
-        key = (*key, error["ctx"]["key"])
+        key = (*key, *error["ctx"]["key"].split("."))
     return key, owner
 
 

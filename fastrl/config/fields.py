@@ -71,7 +71,7 @@ class Section(BaseModel):
 
 
 def conflict(key: str, problem: str) -> PydanticCustomError:
-    """Return an error of a section's validator about one of its keys."""
+    """Return an error of a section's validator about one of its keys, which may be dotted."""
     return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
 
 

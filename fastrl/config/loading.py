@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from fastrl import registry
-from fastrl.arguments import brief, taken
+from fastrl.arguments import brief, file_path, taken
 from fastrl.config.algorithms import (
     LearnerConfig,
     OpenConfig,
@@ -31,7 +31,7 @@ from fastrl.config.algorithms import (
 from fastrl.config.explain import Key, dotted, explain, first_problem, sections, value_at
 from fastrl.config.models import OWN_SECTION, Config, named_sampler
 from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml
-from fastrl.durable import write_output
+from fastrl.durable import write_output, writing
 from fastrl.errors import ConfigError
 
 _MAX_FILE_BYTES = 256 * 1024
@@ -61,9 +61,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: The configuration is invalid; names the file, the key and the allowed values.
     """
-    if path is not None and (not isinstance(path, str | Path) or not str(path)):
-        raise ConfigError(f"load_config takes the path of a file, got {brief(path)}")
-    files = [] if path is None else _read_layers(Path(path), [])
+    files = [] if path is None else _read_layers(file_path("path", path), [])
     asked = [_parse_override(text) for text in _texts(overrides)]
     layers = [*files, *asked]
     # Before layers are merged, so that a name changes only the keys for which it stands.
@@ -113,12 +111,9 @@ def save_config(config: Config, path: str | Path) -> None:
         ConfigError: The file cannot be written, or ``config`` is not a configuration.
     """
     taken("save_config", config, Config)
-    if not isinstance(path, str | Path) or not str(path):
-        raise ConfigError(f"save_config takes the path of a file, got {brief(path)}")
-    try:
-        write_output(Path(path), config_to_yaml(config).encode())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be written: {_reason(error)}") from None
+    file = file_path("path", path)
+    with writing(file, ConfigError):
+        write_output(file, config_to_yaml(config).encode())
 
 
 def config_schema() -> dict[str, Any]:
@@ -168,12 +163,7 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     """Return a file and its bases, the last base first; ``above`` are files that refer to it."""
     if len(above) >= _MAX_BASES:
         raise ConfigError(f"{path}: base: more than {_MAX_BASES} files in a chain")
-    text = read_text(path, f"{above[-1]}: base: " if above else "")
-    tree = parse_yaml(text, str(path))
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must be a mapping of keys to values")
+    tree = read_mapping(path, f"{above[-1]}: base: " if above else "")
     base = tree.pop("base", None)
     # 'sampler:' without keys, for instance if they are comments, changes nothing.
     empty = [
@@ -192,6 +182,22 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{path}: base: must be the name of a YAML file; got {base!r}")
     return [*_read_layers(path.parent / base, [*above, path]), layer]
+
+
+def read_mapping(path: Path, where: str = "") -> dict[str, Any]:
+    """Return the tree of a YAML file; it is empty if the file is.
+
+    Args:
+        path: The file.
+        where: See `read_text`.
+
+    Raises:
+        ConfigError: See `read_text` and `parse_yaml`; or it is not a mapping.
+    """
+    tree = parse_yaml(read_text(path, where), str(path))
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys to values")
+    return tree or {}
 
 
 def read_text(path: Path, where: str = "") -> str:
@@ -213,7 +219,8 @@ def read_text(path: Path, where: str = "") -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{where}{path}: not a text file in UTF-8") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{where}{path}: cannot be read: {_reason(error)}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{where}{path}: cannot be read: {reason}") from None
 
 
 def _why_no_file(path: Path) -> str:
@@ -222,10 +229,6 @@ def _why_no_file(path: Path) -> str:
     siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     return f"no such file; did you mean {path.parent / near[0]}?" if near else "no such file"
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _texts(overrides: Sequence[str]) -> list[str]:

@@ -94,21 +94,10 @@ class EnvConfig(Section):
     close_timeout_s: Seconds = 10.0
     """Deadline in seconds for closing an environment, after which its worker is killed."""
 
-    @model_validator(mode="after")
-    def _check_kwargs(self) -> Self:
-        _check_no_num_envs(self.id, "kwargs", self.kwargs)
-        return self
-
     @property
     def wrapper_paths(self) -> tuple[str, ...]:
         """The import paths of the wrappers, without their arguments."""
         return tuple(each.path if isinstance(each, Call) else each for each in self.wrappers)
-
-
-def _check_no_num_envs(env_id: str, key: str, kwargs: Mapping[str, JsonValue]) -> None:
-    """Reject the number of environments among keyword arguments of fastrl's environments."""
-    if env_id.startswith("fastrl/") and "num_envs" in kwargs:
-        raise conflict(key, "num_envs must be left out: the sampler's keys set it")
 
 
 _ENVS, _ENVS_OF_DEVICE, _ENVS_OF_WORKER = 32, 16, 16
@@ -116,84 +105,58 @@ _ENVS, _ENVS_OF_DEVICE, _ENVS_OF_WORKER = 32, 16, 16
 _MEASURED_ENVS_OF_WORKER = 64
 """Default per worker in speed tests: within 3 % of the best of grids over n, N and M."""
 
+_SAMPLER_KINDS = ["process", "serial", "device", "package.module:function"]
+_ENGINES = ["auto", "eager", "compiled", "bfloat16", "package.module:function"]
+
 
 class SamplerConfig(Section):
     """The processes that sample."""
 
-    kind: Annotated[str, Code("sampler")] = Field(
-        default="process",
-        description="Worker processes; serial: their steps in one process, to debug; device: a "
-        "tensor environment or a DeviceEnv, the policy and the learner on one device; or a custom "
-        "sampler, by its registered name or as 'package.module:function'.",
-        examples=["process", "serial", "device", "package.module:function"],
-    )
-    num_envs: Size | None = Field(
-        default=None,
-        description="B: environments of all env workers together; null for n × N. Where none of "
-        "the three is given, B is 32, or 16 with kind: device.",
-    )
-    envs_per_worker: Size | None = Field(
-        default=None,
-        description="n: environments of each env worker; null for num_envs / N, or for 16 where "
-        "only N is given.",
-    )
-    num_env_workers: Few | Literal["auto"] = Field(
-        default="auto",
-        description="N: env worker processes; auto is one per usable core, or fewer where these "
-        "do not divide num_envs.",
-    )
-    num_model_workers: Count = Field(
-        default=0,
-        description="M: processes that run the policy; with 0 each env worker runs it itself.",
-    )
-    groups: Few = Field(
-        default=1,
-        description="Parts of a worker's environments: one steps while others wait for actions.",
-    )
-    rollout_length: Size = Field(
-        default=128, description="T: steps of every environment in a rollout."
-    )
-    device: Device | Devices = Field(
-        default="cpu",
-        description="Device of the policies: cpu, cuda, cuda:0, or a list distributed among them.",
-    )
-    mode: Literal["sync", "async"] = Field(
-        default="sync", description="Wait for new weights after a rollout, or fill the other bank."
-    )
-    wait: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = Field(
-        default="all",
-        description="Share of the env workers that a rollout waits for, for environments of uneven "
-        "speed; parts of the others are learnt from in a later update.",
-    )
-    spare_envs: Count = Field(
-        default=0,
-        description="Spare environments of each group of a worker, for long resets: they are reset "
-        "in the background, and take the places of those whose episodes end. With 0 the others "
-        "wait for each reset.",
-    )
-    lock_step: Bool = Field(
-        default=False,
-        description="Infer a group only when all its workers are ready: reproducible.",
-    )
-    engine: Annotated[str, Code("engine")] = Field(
-        default="auto",
-        description="How the policy's forward pass is executed: auto, eager, compiled; bfloat16 "
-        "rounds the network's bodies, for conv nets on hardware that has it; or a custom "
-        "engine, by its registered name or as 'package.module:function'.",
-        examples=["auto", "eager", "compiled", "bfloat16", "package.module:function"],
-    )
-    torch_threads: Few = Field(default=1, description="Torch threads of each worker.")
-    tune_s: Seconds | None = Field(
-        default=None,
-        description="Seconds before training in which to search for n, N, M, groups and device "
-        "with the same number of environments, unless a result is known; null for none.",
-    )
-    debug: Bool = Field(
-        default=False, description="Fill memory with NaN, to detect reads of unwritten elements."
-    )
-    start_timeout_s: Seconds = Field(
-        default=120.0, description="Deadline in seconds for all workers to be ready."
-    )
+    kind: Annotated[str, Code("sampler"), Field(examples=_SAMPLER_KINDS)] = "process"
+    """Worker processes; serial: their steps in one process, to debug; device: a tensor environment
+    or a DeviceEnv, the policy and the learner on one device; or a custom sampler, by its registered
+    name or as 'package.module:function'."""
+    num_envs: Size | None = None
+    """B: environments of all env workers together; null for n × N. Where none of the three is
+    given, B is 32, or 16 with kind: device."""
+    envs_per_worker: Size | None = None
+    """n: environments of each env worker; null for num_envs / N, or for 16 where only N is
+    given."""
+    num_env_workers: Few | Literal["auto"] = "auto"
+    """N: env worker processes; auto is one per usable core, or fewer where these do not divide
+    num_envs."""
+    num_model_workers: Count = 0
+    """M: processes that run the policy; with 0 each env worker runs it itself."""
+    groups: Few = 1
+    """Parts of a worker's environments: one steps while others wait for actions."""
+    rollout_length: Size = 128
+    """T: steps of every environment in a rollout."""
+    device: Device | Devices = "cpu"
+    """Device of the policies: cpu, cuda, cuda:0, or a list distributed among them."""
+    mode: Literal["sync", "async"] = "sync"
+    """Wait for new weights after a rollout, or fill the other bank."""
+    wait: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = "all"
+    """Share of the env workers that a rollout waits for, for environments of uneven speed; parts of
+    the others are learnt from in a later update."""
+    spare_envs: Count = 0
+    """Spare environments of each group of a worker, for long resets: they are reset in the
+    background, and take the places of those whose episodes end. With 0 the others wait for each
+    reset."""
+    lock_step: Bool = False
+    """Infer a group only when all its workers are ready: reproducible."""
+    engine: Annotated[str, Code("engine"), Field(examples=_ENGINES)] = "auto"
+    """How the policy's forward pass is executed: auto, eager, compiled; bfloat16 rounds the
+    network's bodies, for conv nets on hardware that has it; or a custom engine, by its registered
+    name or as 'package.module:function'."""
+    torch_threads: Few = 1
+    """Torch threads of each worker."""
+    tune_s: Seconds | None = None
+    """Seconds before training in which to search for n, N, M, groups and device with the same
+    number of environments, unless a result is known; null for none."""
+    debug: Bool = False
+    """Fill memory with NaN, to detect reads of unwritten elements."""
+    start_timeout_s: Seconds = 120.0
+    """Deadline in seconds for all workers to be ready."""
 
     @property
     def unit(self) -> int:
@@ -206,29 +169,24 @@ class SamplerConfig(Section):
         return (self.device,) if isinstance(self.device, str) else self.device
 
     @model_validator(mode="after")
-    def _check_device(self) -> Self:
-        if self.kind != "device":
-            return self
-        fixed = {"num_env_workers": (1, "auto"), "num_model_workers": (0,), "groups": (1,)}
-        fixed |= {"mode": ("sync",), "device": self.devices[:1], "spare_envs": (0,)}
+    def _check_kind(self) -> Self:
+        if self.kind == "device":
+            fixed = {"num_env_workers": (1, "auto"), "num_model_workers": (0,), "groups": (1,)}
+            fixed |= {"mode": ("sync",), "device": self.devices[:1], "spare_envs": (0,)}
+            self._check_fixed("kind", fixed)
+        if self.wait != "all":
+            fixed = {"kind": ("process",), "mode": ("async",)}
+            self._check_fixed("wait", fixed | {"num_model_workers": (0,), "tune_s": (None,)})
+        return self
+
+    def _check_fixed(self, cause: str, fixed: Mapping[str, tuple[Any, ...]]) -> None:
+        """Raise an error if a key has none of the values that another key requires."""
         for key, allowed in fixed.items():
             value = getattr(self, key)
             if value not in (*allowed, allowed):
-                choices = " or ".join(map(str, allowed))
-                raise conflict(key, f"must be {choices} with sampler.kind: device, got {value}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_wait(self) -> Self:
-        if self.wait == "all":
-            return self
-        needed = {"kind": "process", "mode": "async", "num_model_workers": 0, "tune_s": None}
-        for key, value in needed.items():
-            found = getattr(self, key)
-            if found != value:
-                wanted, got = ("null" if each is None else each for each in (value, found))
-                raise conflict(key, f"must be {wanted} with sampler.wait: {self.wait}, got {got}")
-        return self
+                choices = " or ".join("null" if each is None else str(each) for each in allowed)
+                why = f"with sampler.{cause}: {getattr(self, cause)}"
+                raise conflict(key, f"must be {choices} {why}, got {value}")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -617,109 +575,81 @@ class Config(Section):
     def _name_sampler(cls, value: Any) -> Any:
         return named_sampler(value)
 
-    @field_validator("evaluation")
-    @classmethod
-    def _check_evaluated(cls, value: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
-        if "env" in info.data:
-            _check_no_num_envs(info.data["env"].id, "env_kwargs", value.env_kwargs)
-        return value
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Check keys of one section against those of others."""
+        self._check_kwargs()
+        self._check_learner()
+        self._check_sequences()
+        if self.algorithm.needs_dataset and self.dataset is None:
+            problem = f"must name demonstrations with algorithm.name: {self.algorithm.name}"
+            raise conflict("dataset", f"{problem}, got null")
+        if self.cluster is not None:
+            self._check_cluster(self.cluster)
+        return self
 
-    @field_validator("algorithm")
-    @classmethod
-    def _check_one_device(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
-        sampler = info.data.get("sampler")
-        if isinstance(value, OpenConfig):
-            return value
-        if sampler is not None and sampler.kind == "device" and value.device != sampler.devices[0]:
+    def _check_kwargs(self) -> None:
+        given = {"env.kwargs": self.env.kwargs, "evaluation.env_kwargs": self.evaluation.env_kwargs}
+        for key, kwargs in given.items():
+            if self.env.id.startswith("fastrl/") and "num_envs" in kwargs:
+                raise conflict(key, "num_envs must be left out: the sampler's keys set it")
+
+    def _check_learner(self) -> None:
+        section, sampler = self.algorithm, self.sampler
+        is_known = not isinstance(section, OpenConfig)
+        if is_known and sampler.kind == "device" and section.device != sampler.devices[0]:
             sampled = f"sampler.device ({sampler.devices[0]})"
-            problem = f"must be {sampled} with sampler.kind: device, got {value.device}"
-            raise conflict("device", problem)
-        return value
+            problem = f"must be {sampled} with sampler.kind: device, got {section.device}"
+            raise conflict("algorithm.device", problem)
+        if section.own_sampler is not None and sampler.wait != "all":
+            problem = f"must be an algorithm without a sampler of its own, got {section.name}"
+            raise conflict("algorithm.name", f"{problem}, with sampler.wait: {sampler.wait}")
+        if section.learning_rate_warmup >= self.total_steps:
+            warmup = f"{section.learning_rate_warmup:g}"
+            problem = f"must be less than total_steps ({self.total_steps}), got {warmup}"
+            raise conflict("algorithm.learning_rate_warmup", problem)
 
-    @field_validator("algorithm")
-    @classmethod
-    def _check_waits(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
-        sampler = info.data.get("sampler")
-        if value.own_sampler is not None and sampler is not None and sampler.wait != "all":
-            problem = f"must be an algorithm without a sampler of its own, got {value.name}"
-            raise conflict("name", f"{problem}, with sampler.wait: {sampler.wait}")
-        return value
-
-    @field_validator("algorithm")
-    @classmethod
-    def _check_sequences(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
-        sampler, model = info.data.get("sampler"), info.data.get("model")
-        if sampler is None or model is None:
-            return value
-        steps, length = sampler.rollout_length, value.sequence_length
+    def _check_sequences(self) -> None:
+        section, steps = self.algorithm, self.sampler.rollout_length
+        length, has_memory = section.sequence_length, self.model.recurrent is not None
+        size: int = getattr(section, "minibatch_size", length or 0)
         if length is None:
-            fitting = _fitting_sequence(steps, value)
-            if model.recurrent is not None and fitting < min(steps, _SHORTEST_SEQUENCE):
+            fitting = _fitting_sequence(steps, section)
+            if has_memory and fitting < min(steps, _SHORTEST_SEQUENCE):
                 problem = (
                     f"must have a larger divisor in common with sampler.rollout_length ({steps}), "
-                    f"got {value.minibatch_size}: minibatches would hold sequences of {fitting}"  # type: ignore[attr-defined]
+                    f"got {size}: minibatches would hold sequences of {fitting}"
                 )
-                raise conflict("minibatch_size", problem)
-            return value
-        if steps % length and value.own_sampler is None:
+                raise conflict("algorithm.minibatch_size", problem)
+            return
+        if steps % length and section.own_sampler is None:
             problem = f"must divide sampler.rollout_length ({steps}), got {length}"
-            raise conflict("sequence_length", problem)
-        size = getattr(value, "minibatch_size", length)
-        if model.recurrent is not None and size % length:
+            raise conflict("algorithm.sequence_length", problem)
+        if has_memory and size % length:
             problem = f"must be a multiple of algorithm.sequence_length ({length}), got {size}"
-            raise conflict("minibatch_size", problem)
-        return value
+            raise conflict("algorithm.minibatch_size", problem)
 
-    @field_validator("algorithm")
-    @classmethod
-    def _check_warmup(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
-        total_steps = info.data.get("total_steps")
-        if total_steps is not None and value.learning_rate_warmup >= total_steps:
-            problem = f"must be less than total_steps ({total_steps}), got "
-            raise conflict("learning_rate_warmup", f"{problem}{value.learning_rate_warmup:g}")
-        return value
-
-    @field_validator("dataset")
-    @classmethod
-    def _check_dataset(
-        cls, value: DatasetConfig | None, info: ValidationInfo
-    ) -> DatasetConfig | None:
-        section = info.data.get("algorithm")
-        if section is not None and section.needs_dataset and value is None:
-            problem = f"must name demonstrations with algorithm.name: {section.name}, got null"
-            raise conflict("", problem)
-        return value
-
-    @field_validator("cluster")
-    @classmethod
-    def _check_sampled(
-        cls, value: ClusterConfig | None, info: ValidationInfo
-    ) -> ClusterConfig | None:
-        section = info.data.get("algorithm")
-        if section is not None and section.own_sampler is not None and value is not None:
-            problem = f"must be null with algorithm.name: {section.name}"
-            raise conflict("", problem)
-        sampler = info.data.get("sampler")
-        if value is not None and sampler is not None and sampler.wait != "all":
-            problem = f"must be null with sampler.wait: {sampler.wait}; see cluster.wait"
-            raise conflict("", problem)
-        if value is None or sampler is None:
-            return value
-        if value.machines and value.mode == "gradients":
-            raise conflict("machines", "must be [] with cluster.mode: gradients")
+    def _check_cluster(self, cluster: ClusterConfig) -> None:
+        if self.algorithm.own_sampler is not None:
+            raise conflict("cluster", f"must be null with algorithm.name: {self.algorithm.name}")
+        if self.sampler.wait != "all":
+            problem = f"must be null with sampler.wait: {self.sampler.wait}; see cluster.wait"
+            raise conflict("cluster", problem)
+        if cluster.machines and cluster.mode == "gradients":
+            raise conflict("cluster.machines", "must be [] with cluster.mode: gradients")
         known: set[int] = set()
-        for index, machine in enumerate(value.machines):
+        for index, machine in enumerate(cluster.machines):
+            where = f"cluster.machines[{index}]"
             if machine.cores in known:
                 problem = f"must be named once, got {machine.cores} again"
-                raise conflict(f"machines[{index}].cores", problem)
+                raise conflict(f"{where}.cores", problem)
             known.add(machine.cores)
             try:
-                _on_machine(sampler, machine)
+                _on_machine(self.sampler, machine)
             except ValidationError as error:
                 found = error.errors()[0]
                 key = found.get("ctx", {}).get("key") or ".".join(map(str, found["loc"]))
-                raise conflict(f"machines[{index}].{key}", found["msg"]) from error
-        return value
+                raise conflict(f"{where}.{key}", found["msg"]) from error
 
     @property
     def sequence_length(self) -> int:

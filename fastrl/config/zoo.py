@@ -256,7 +256,11 @@ def _policy_kwargs(value: Any, found: Converted) -> None:
         return
     for key, each in value.items():
         convert = _OF_POLICY.get(key)
-        if convert is None or not convert(each, found):
+        if key in _SAME_OF_POLICY:
+            found.put(_SAME_OF_POLICY[key], each)
+        elif convert is not None and convert(each, found):
+            pass
+        elif key not in _ONLY_OF_POLICY or each != _ONLY_OF_POLICY[key]:
             found.remark(f"policy_kwargs.{key}", each)
 
 
@@ -303,33 +307,21 @@ def _optimizer_kwargs(value: Any, found: Converted) -> bool:
     return True
 
 
-def _key(target: str) -> Callable[[Any, Converted], bool]:
-    """Return a function that converts a key with the same value in fastrl."""
-
-    def convert(value: Any, found: Converted) -> bool:
-        found.put(target, value)
-        return True
-
-    return convert
-
-
-def _if_equal(wanted: object) -> Callable[[Any, Converted], bool]:
-    """Return a function that accepts a key with the one value that fastrl supports."""
-    return lambda value, found: bool(value == wanted)
-
-
 _OF_POLICY: Mapping[str, Callable[[Any, Converted], bool]] = {
     "activation_fn": _activation,
-    "enable_critic_lstm": _if_equal(True),
-    "log_std_init": _key("model.log_std_init"),
-    "lstm_hidden_size": _key("model.recurrent_size"),
-    "n_lstm_layers": _key("model.recurrent_layers"),
     "net_arch": _architecture,
     "optimizer_class": _optimizer,
     "optimizer_kwargs": _optimizer_kwargs,
-    "ortho_init": _key("model.orthogonal_init"),
-    "shared_lstm": _if_equal(False),
 }
+"""Functions that convert an argument, and return whether they could."""
+_SAME_OF_POLICY = {
+    "log_std_init": "model.log_std_init",
+    "lstm_hidden_size": "model.recurrent_size",
+    "n_lstm_layers": "model.recurrent_layers",
+    "ortho_init": "model.orthogonal_init",
+}
+_ONLY_OF_POLICY = {"enable_critic_lstm": True, "shared_lstm": False}
+"""The one value that fastrl supports."""
 
 
 def _value(value: Any) -> Any:

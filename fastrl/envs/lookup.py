@@ -17,6 +17,7 @@ from fastrl.arguments import brief, nearest, nearest_or_all
 from fastrl.envs.family import own_families
 from fastrl.errors import EnvError
 from fastrl.imports import import_module, is_of_standard_library, running_script
+from fastrl.registry import unknown_environment
 
 
 def attribute(path: str, key: str) -> Any:
@@ -130,8 +131,7 @@ def registered_spec(path: str) -> GymnasiumSpec:
             family.import_ids(name)
     if name not in gymnasium.registry:
         if not module_name:
-            hint = nearest(name, gymnasium.registry) or "; 'fastrl envs' lists what can be built"
-            raise EnvError(f"unknown environment '{name}'{hint}")
+            raise unknown_environment(name)
         module = importlib.import_module(module_name)
         if hasattr(module, name):
             raise EnvError(f"'{path}' is not an environment: {name} cannot be called")

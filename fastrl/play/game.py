@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,16 @@ class Display(Protocol):
 
 
 class Player(Protocol):
-    """The source of actions."""
+    """The source of actions.
+
+    Attributes:
+        starts: Keys of which one begins an episode; none if it begins at once.
+    """
+
+    starts: Collection[str]
 
     def begin(self) -> None:
         """Begin an episode."""
-
-    def is_ready(self, pressed: frozenset[str]) -> bool:
-        """Return whether the episode may begin."""
 
     def act(self, observation: Any, pressed: frozenset[str]) -> Any:
         """Return an action, as the environment accepts it."""
@@ -61,6 +64,8 @@ class PolicyPlayer:
         deterministic: Whether it takes its most probable action rather than a sample.
     """
 
+    starts: Collection[str] = ()
+
     def __init__(self, policy: TrainedPolicy, *, deterministic: bool) -> None:
         self._policy, self._deterministic = policy, deterministic
         self._state: Any = None
@@ -68,10 +73,6 @@ class PolicyPlayer:
     def begin(self) -> None:
         """Reset the memory."""
         self._state = None
-
-    def is_ready(self, pressed: frozenset[str]) -> bool:
-        """Return True."""
-        return True
 
     def act(self, observation: Any, pressed: frozenset[str]) -> Any:
         """Return an action; see `Player`."""
@@ -90,13 +91,10 @@ class KeyboardPlayer:
 
     def __init__(self, keys: KeyMap) -> None:
         self._keys = keys
+        self.starts: Collection[str] = keys.keys
 
     def begin(self) -> None:
         """Do nothing."""
-
-    def is_ready(self, pressed: frozenset[str]) -> bool:
-        """Return whether a key of the map is pressed."""
-        return not pressed.isdisjoint(self._keys.keys)
 
     def act(self, observation: Any, pressed: frozenset[str]) -> Any:
         """Return the action of the pressed keys."""
@@ -188,7 +186,7 @@ def _is_begun(
     pause_s: float,
 ) -> bool:
     """Wait until the player is ready; return False if the display is closed before."""
-    while not player.is_ready(display.pressed()):
+    while player.starts and display.pressed().isdisjoint(player.starts):
         display.show(drawn(env, name), f"{episode}: press a key to begin")
         if not display.wait(pause_s):
             return False

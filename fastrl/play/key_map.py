@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from fastrl.arguments import nearest
-from fastrl.config.text import parse_yaml
+from fastrl.config.loading import read_mapping
 from fastrl.errors import ConfigError
 from fastrl.registry import NAMESPACE
 
@@ -19,7 +19,6 @@ NAMED = ("left", "right", "up", "down", "space", "enter", "shift", "ctrl", "tab"
 NO_KEY = "none"
 """Name of the action for no pressed key."""
 
-_LONGEST_FILE = 2**16
 _LEFT_RIGHT: dict[str, Any] = {"left": 0, "right": 1}
 _PUSHES: dict[str, Any] = {"left": 0, NO_KEY: 1, "right": 2}
 _OWN: dict[str, dict[str, Any]] = {
@@ -89,7 +88,7 @@ def key_map(env: gymnasium.Env[Any, Any], env_id: str, file: Path | None) -> Key
         ConfigError: There are no keys, or they do not match the actions.
     """
     if file is not None:
-        return KeyMap(_read(file), env.action_space, str(file))
+        return KeyMap(read_mapping(file, "--keys: "), env.action_space, str(file))
     if env.has_wrapper_attr("get_keys_to_action"):
         found = env.get_wrapper_attr("get_keys_to_action")()
         actions = {_name_of(keys): action for keys, action in found.items()}
@@ -101,19 +100,6 @@ def key_map(env: gymnasium.Env[Any, Any], env_id: str, file: Path | None) -> Key
             "write a YAML file such as 'left: 0', and add --keys FILE"
         )
     return KeyMap(_OWN[name], env.action_space, f"'{env_id}'")
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        with file.open(encoding="utf-8") as opened:
-            text = opened.read(_LONGEST_FILE)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--keys: '{file}' cannot be read: {reason}") from None
-    found = parse_yaml(text, str(file))
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: must have a line such as 'left: 0' for each key")
-    return found
 
 
 def _name_of(keys: Any) -> str:

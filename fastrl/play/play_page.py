@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Self
 
 from PIL import Image
 
@@ -88,10 +87,6 @@ class PlayPage(PageServer):
         self.shutdown()
         self._thread.join()
         self.server_close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastrl.cluster.connection import Connection, Node, NodeLostError
@@ -15,7 +16,7 @@ from fastrl.cluster.node_sampler import packages, require_packages
 from fastrl.cluster.peer import Answering, Peer
 from fastrl.config import Config
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.sweeps.trial_process import Share, TrialProcess, environment, shares
+from fastrl.sweeps.trial_process import TrialProcess, environment, shares
 
 _ASKED_S = 1.0
 """Seconds after which a node answers, whether its trial has ended or not."""
@@ -75,7 +76,7 @@ class TrialActor(Answering):
         os.chdir(order.directory)
         os.environ |= order.environment
         cores = shares(order.jobs, order.cores)[order.share]
-        self._process = TrialProcess(order.arguments, cores, order.log, order.code)
+        self._process = TrialProcess(cores, order.arguments, order.log, order.code)
 
     def watch(self, seconds: float, stops: bool) -> str | None:
         """Wait for the end of the trial; return its `TrialProcess.problem`, None while it runs.
@@ -162,46 +163,13 @@ class NodeTrial:
         return self._problem
 
 
-@dataclass(frozen=True)
-class NodeShare:
-    """Some cores of a node, on which one trial runs at a time.
-
-    Attributes:
-        node: The node.
-        index: Index of this share of the node.
-        jobs: Number of shares of the node.
-        connection: Connection to the cluster.
-        config: Configuration with a section ``cluster``.
-        sweep: A file in the directory of the sweep.
-    """
-
-    node: Node
-    index: int
-    jobs: int
-    connection: Connection
-    config: Config
-    sweep: Path
-
-    def start(self, arguments: Sequence[str], log: Path, code: bytes) -> NodeTrial:
-        """Start a trial; see `TrialProcess`."""
-        order = Order(
-            arguments=arguments,
-            share=self.index,
-            jobs=self.jobs,
-            cores=self.node.cores,
-            log=log,
-            code=code,
-            directory=os.getcwd(),
-            sweep=self.sweep.resolve(),
-            environment=environment(),
-        )
-        peer = Peer(self.connection, self.node, TrialActor, self.node.cores // self.jobs)
-        return NodeTrial(peer, self.connection, order, self.config)
-
-
 @contextmanager
-def node_shares(config: Config, sweep: Path, count: int, jobs: int | None) -> Iterator[list[Share]]:
-    """Join a cluster for this block; yield the shares of all nodes, to be used from the last.
+def node_starts(
+    config: Config, sweep: Path, count: int, jobs: int | None
+) -> Iterator[Sequence[Callable[[Sequence[str], Path, bytes], NodeTrial]]]:
+    """Join a cluster for this block; yield functions that start a trial on a share of a node.
+
+    They are to be used from the last, and take arguments, log and code as for `TrialProcess`.
 
     Args:
         config: Configuration with a section ``cluster``.
@@ -220,11 +188,26 @@ def node_shares(config: Config, sweep: Path, count: int, jobs: int | None) -> It
         nodes = nodes if most == "all" else nodes[:most]
         if not nodes:
             raise ConfigError(f"cluster.address: no node of '{address}' has a core")
-        jobs = jobs or math.ceil(count / len(nodes))
-        found: list[NodeShare] = [
-            NodeShare(node, index, min(jobs, node.cores), connection, config, sweep)
-            for node in nodes
-            for index in range(min(jobs, node.cores))
-        ]
-        found.sort(key=lambda share: -share.index)
-        yield [*found]
+        most_jobs = jobs or math.ceil(count / len(nodes))
+
+        def start(
+            node: Node, index: int, arguments: Sequence[str], log: Path, code: bytes
+        ) -> NodeTrial:
+            own_jobs = min(most_jobs, node.cores)
+            order = Order(
+                arguments=arguments,
+                share=index,
+                jobs=own_jobs,
+                cores=node.cores,
+                log=log,
+                code=code,
+                directory=os.getcwd(),
+                sweep=sweep.resolve(),
+                environment=environment(),
+            )
+            peer = Peer(connection, node, TrialActor, node.cores // own_jobs)
+            return NodeTrial(peer, connection, order, config)
+
+        places = [(node, index) for node in nodes for index in range(min(most_jobs, node.cores))]
+        places.sort(key=lambda place: -place[1])
+        yield [partial(start, node, index) for node, index in places]

@@ -16,14 +16,12 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from fastrl.arguments import brief, file_path
 from fastrl.config.explain import dotted, explain, first_problem
 from fastrl.config.fields import Bool, Float, NamedCall, Section, Size, conflict
-from fastrl.config.text import parse_yaml
-from fastrl.durable import read_bounded
+from fastrl.config.loading import read_mapping
 from fastrl.errors import ConfigError, cause
 from fastrl.imports import how_to_install
 from fastrl.training.callbacks import Callback, RunContext
 from fastrl.training.evaluation import EvaluationResult
 
-_MOST_BYTES = 256 * 1024
 _MOST_DRAWS = 100
 """Draws of values that other trials have, after which there are taken to be no others."""
 
@@ -89,13 +87,7 @@ def load_space(file: Path) -> SearchSpace:
             missing.
     """
     _optuna()
-    file = file_path("--space", file)
-    try:
-        tree = parse_yaml(read_bounded(file, _MOST_BYTES).decode(), str(file))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read: {cause(error)}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: must be a mapping of keys to values")
+    tree = read_mapping(file_path("--space", file))
     try:
         found = SearchSpace.model_validate(tree)
     except ValidationError as error:
@@ -141,6 +133,7 @@ class OptunaSearch:
                 ) from None
         self._study = optuna.create_study(
             direction="maximize",
+            study_name="sweep",  # by which HyperbandPruner chooses
             sampler=_built("samplers", space.sampler, seed=seed),
             pruner=_built("pruners", space.pruner),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -11,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastrl.arguments import at_least_one, file_path, function, instance
 from fastrl.durable import append_line, last_lines, make_directory, read_bounded, writing
@@ -20,7 +22,7 @@ from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.json_lines import object_of, row_of
 from fastrl.program_code import packed
 from fastrl.runs import locked
-from fastrl.sweeps.optuna_search import OptunaSearch
+from fastrl.sweeps.optuna_search import OptunaSearch, SearchSpace
 from fastrl.sweeps.sweep_plan import Pins, SweepPlan
 from fastrl.sweeps.sweep_report import (
     State,
@@ -29,9 +31,12 @@ from fastrl.sweeps.sweep_report import (
     read_result,
     training_values,
 )
-from fastrl.sweeps.trial_process import CoreShare, Share, StartedTrial, shares
+from fastrl.sweeps.trial_process import TrialProcess, shares
 from fastrl.system import usable_cores
 from fastrl.training.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from fastrl.sweeps.node_trials import NodeTrial
 
 LOG = "sweep.jsonl"
 """File of a sweep: its plan, the values of its trials, and their ends."""
@@ -39,6 +44,11 @@ _POLL_S = 0.1
 _SAY_S = 1.0
 """Seconds between two lines of progress."""
 _LOGGER = logging.getLogger(__name__)
+
+Start = Callable[[Sequence[str], Path, bytes], "TrialProcess | NodeTrial"]
+"""Starts a trial on some cores, one at a time: arguments, log and code as for `TrialProcess`."""
+_Trial = tuple[int, dict[str, Any]]
+"""Number and values of a trial."""
 
 
 @dataclass
@@ -48,8 +58,8 @@ class _Running:
     number: int
     values: dict[str, Any]
     total_steps: int
-    share: Share
-    process: StartedTrial
+    start: Start
+    process: TrialProcess | NodeTrial
     metrics_bytes: int = 0
     is_pruned: bool = False
 
@@ -86,8 +96,11 @@ class Sweep:
         self._count = plan.space.trials if plan.space else sum(1 for _ in plan.combinations())
         self._jobs = jobs if jobs is None else at_least_one("jobs", jobs)
         self._results: dict[int, TrialResult] = {}
-        self._free: list[Share] = []
-        self._lost: list[tuple[int, dict[str, Any]]] = []
+        self._search: OptunaSearch | None = None
+        self._on_end: Callable[[TrialResult], None]
+        self._free: list[Start] = []
+        self._running: list[_Running] = []
+        self._lost: list[_Trial] = []
         self._pins = Pins()
         self._pins.of(plan.base)
 
@@ -97,7 +110,7 @@ class Sweep:
         if (cluster := self._plan.given.cluster) is not None:
             return f"{said} on the machines of the cluster '{cluster.address}'"
         found = self._own_shares()
-        sizes = sorted({len(share.cores) for share in found})
+        sizes = sorted({len(cores) for cores in found})
         cores = f"{' or '.join(map(str, sizes))} core{'s' if sizes != [1] else ''} each"
         where = "shared cores" if sizes == [0] else cores
         return f"{said}, {len(found)} at a time on {where}"
@@ -124,57 +137,48 @@ class Sweep:
             WriteError: A file cannot be written.
         """
         function("on_end", on_end)
-        with self._shares() as self._free:
-            return self._run_all(on_end, command, on_progress)
-
-    def _own_shares(self) -> list[CoreShare]:
-        jobs = min(usable_cores(), self._count) if self._jobs is None else self._jobs
-        return [CoreShare(cores) for cores in shares(jobs)]
-
-    def _shares(self) -> AbstractContextManager[list[Share]]:
-        """Return the shares of this machine, or of all machines of a cluster."""
-        if self._plan.given.cluster is None:
-            return nullcontext([*self._own_shares()])
-        # This imports the package ray.
-        from fastrl.sweeps.node_trials import node_shares
-
-        return node_shares(self._plan.given, self.directory / LOG, self._count, self._jobs)
-
-    def _run_all(
-        self,
-        on_end: Callable[[TrialResult], None],
-        command: str,
-        on_progress: Callable[[str], None],
-    ) -> SweepReport:
-        with writing(self.directory, ConfigError):
-            make_directory(self.directory)
-        lock = locked(self.directory)
-        try:
-            known, ended = self._opened()
-            search = self._search(known, ended)
-            waiting = self._waiting(search, known)
-            with Interrupts() as interrupts:
-                self._run(waiting, search, interrupts, on_end, on_progress)
-                self.interrupted = interrupts.requested
-        finally:
-            os.close(lock)
+        self._on_end = on_end
+        with self._starts() as starts:
+            self._free = list(starts)
+            with writing(self.directory, ConfigError):
+                make_directory(self.directory)
+            lock = locked(self.directory)
+            try:
+                known = self._opened()
+                waiting = self._waiting(known)
+                with Interrupts() as interrupts:
+                    self._run(waiting, interrupts, on_progress)
+                    self.interrupted = interrupts.requested
+            finally:
+                os.close(lock)
         results = [self._results[number] for number in sorted(self._results)]
         return SweepReport(self.directory, self._metric, results, command)
+
+    def _own_shares(self) -> list[list[int]]:
+        return shares(min(usable_cores(), self._count) if self._jobs is None else self._jobs)
+
+    def _starts(self) -> AbstractContextManager[Sequence[Start]]:
+        """Return what starts trials on each share of this machine, or of those of a cluster."""
+        if self._plan.given.cluster is None:
+            return nullcontext([partial(TrialProcess, cores) for cores in self._own_shares()])
+        # This imports the package ray.
+        from fastrl.sweeps.node_trials import node_starts
+
+        return node_starts(self._plan.given, self.directory / LOG, self._count, self._jobs)
 
     def _path(self, number: int) -> Path:
         return self.directory / f"trial-{number:03d}"
 
-    def _opened(self) -> tuple[dict[int, dict[str, Any]], dict[int, tuple[State, str]]]:
-        """Return the values and the ends of trials of earlier sessions, by number."""
-        log = self.directory / LOG
+    def _opened(self) -> dict[int, dict[str, Any]]:
+        """Read the results of earlier sessions; return the values of all their trials by number."""
         known: dict[int, dict[str, Any]] = {}
         ended: dict[int, tuple[State, str]] = {}
-        rows = _rows(log)
+        rows = _rows(self.directory / LOG)
         if not rows:
             if any(each.name not in (LOG, ".lock") for each in self.directory.iterdir()):
                 raise ConfigError(f"'{self.directory}' contains other files; choose another --dir")
             self._note(sweep=self._plan.identity())
-            return known, ended
+            return known
         if rows[0].get("sweep") != self._plan.identity():
             raise ConfigError(
                 f"'{self.directory}' holds another sweep{_difference(rows[0], self._plan)}; "
@@ -186,104 +190,102 @@ class Sweep:
                     known[number] = row["values"]
                 elif "state" in row:
                     ended[number] = (row["state"], row.get("error", ""))
-        return known, ended
-
-    def _note(self, **row: Any) -> None:
-        with writing(self.directory / LOG):
-            append_line(self.directory / LOG, row)
-
-    def _search(
-        self, known: Mapping[int, dict[str, Any]], ended: Mapping[int, tuple[State, str]]
-    ) -> OptunaSearch | None:
-        """Report results of earlier sessions; return the search that draws further trials."""
         for number, values in known.items():
             end = ended.get(number)
             kept = end if end is not None and end[0] == "pruned" else None
             result = read_result(number, values, self._path(number), self._metric, kept)
             if result is not None:
                 self._results[number] = result
-        if self._plan.space is None:
-            return None
-        search = OptunaSearch(self._plan.space, self._plan.base.seed + len(self._results))
-        for number, result in sorted(self._results.items()):
-            search.ask(number, result.values)
-            search.report(number, self._reports(number))
-            search.tell(number, result.score, pruned=result.state == "pruned")
-        return search
+        return known
 
-    def _waiting(
-        self, search: OptunaSearch | None, known: Mapping[int, dict[str, Any]]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _note(self, **row: Any) -> None:
+        with writing(self.directory / LOG):
+            append_line(self.directory / LOG, row)
+
+    def _waiting(self, known: Mapping[int, dict[str, Any]]) -> Iterator[_Trial]:
         """Yield number and values of each trial that has not ended yet."""
-        if search is None:
-            for number, values in enumerate(self._plan.combinations()):
-                if number not in self._results:
-                    yield number, values
+        if self._plan.space is None:
+            trials: Iterator[_Trial] = enumerate(self._plan.combinations())
+        else:
+            trials = self._drawn(self._plan.space, known)
+        return (trial for trial in trials if trial[0] not in self._results)
+
+    def _drawn(self, space: SearchSpace, known: Mapping[int, dict[str, Any]]) -> Iterator[_Trial]:
+        """Yield number and values of each trial of a search, those of earlier sessions first."""
+        self._continue(space, sorted(known.items()))
+        yield from sorted(known.items())
+        for number in itertools.count(len(known)):
+            assert self._search is not None
+            values = self._search.ask(number)
+            if values is None:
+                return
+            yield number, values
+
+    def _continue(self, space: SearchSpace, known: Sequence[_Trial]) -> None:
+        """Begin a search that knows the trials of earlier sessions.
+
+        If they ran one at a time, the same seed draws them again, and then what would have
+        followed. The order in which trials side by side ended is not known, so others follow.
+        """
+        seed = self._plan.base.seed
+        self._search = OptunaSearch(space, seed)
+        for number, values in known:
+            if self._search.ask(number) != values:
+                break
+            self._tell(number)
+        else:
             return
-        number = 0
-        while True:
-            if number not in self._results:
-                asked = search.ask(number, known.get(number))
-                if asked is None:
-                    return
-                yield number, asked
-            number += 1
+        self._search = OptunaSearch(space, seed + len(known))
+        for number, values in known:
+            self._search.ask(number, values)
+            self._tell(number)
 
     def _run(
         self,
-        waiting: Iterator[tuple[int, dict[str, Any]]],
-        search: OptunaSearch | None,
+        waiting: Iterator[_Trial],
         interrupts: Interrupts,
-        on_end: Callable[[TrialResult], None],
         on_progress: Callable[[str], None],
     ) -> None:
         """Run one trial on each share of the cores.
 
         A trial whose machine is lost continues on another share.
         """
-        running: list[_Running] = []
         said_s = -math.inf
         try:
             while True:
                 is_stopping = interrupts.requested is not None
                 if not is_stopping:
-                    self._fill(waiting, running, search, on_end)
-                if not running:
+                    self._fill(waiting)
+                if not self._running:
                     return
                 if time.monotonic() - said_s >= _SAY_S:
                     said_s = time.monotonic()
-                    on_progress("saving all trials …" if is_stopping else self._progress(running))
+                    on_progress("saving all trials …" if is_stopping else self._progress())
                 time.sleep(_POLL_S)
-                for trial in list(running):
+                for trial in list(self._running):
                     if is_stopping:
                         trial.process.stop()
                     if trial.process.ended:
-                        running.remove(trial)
-                        self._finish(trial, is_stopping, search, on_end)
-                    elif search is not None and self._falls_behind(trial, search):
+                        self._running.remove(trial)
+                        self._finish(trial, is_stopping)
+                    elif self._falls_behind(trial):
                         trial.is_pruned = True
                         trial.process.stop()
         finally:
-            for trial in running:
+            for trial in self._running:
                 trial.process.kill()
 
-    def _progress(self, running: Sequence[_Running]) -> str:
+    def _progress(self) -> str:
         """Return one line with the number of ended trials, and the progress of the others."""
-        done = sorted(_last_steps(self._path(t.number)) / t.total_steps for t in running)
+        done = sorted(_last_steps(self._path(t.number)) / t.total_steps for t in self._running)
         # The last rollout may exceed the steps.
         ends = dict.fromkeys(f"{min(1.0, share):.0%}" for share in (done[0], done[-1]))
         return (
             f"training: {len(self._results)} of {self._count} trials have ended, "
-            f"{len(running)} running, {' to '.join(ends)} of the steps done"
+            f"{len(self._running)} running, {' to '.join(ends)} of the steps done"
         )
 
-    def _fill(
-        self,
-        waiting: Iterator[tuple[int, dict[str, Any]]],
-        running: list[_Running],
-        search: OptunaSearch | None,
-        on_end: Callable[[TrialResult], None],
-    ) -> None:
+    def _fill(self, waiting: Iterator[_Trial]) -> None:
         """Start trials on all free shares.
 
         Raises:
@@ -293,22 +295,16 @@ class Sweep:
             new = self._lost.pop() if self._lost else next(waiting, None)
             if new is None:
                 return
-            trial = self._started(*new, self._free[-1], on_end)
+            trial = self._started(*new, self._free[-1])
             if trial is None:
-                self._tell(search, new[0])
+                self._tell(new[0])
             else:
                 self._free.pop()
-                running.append(trial)
-        if not running:
+                self._running.append(trial)
+        if not self._running:
             raise WorkerError("cluster", "no machine is left; the same command continues the sweep")
 
-    def _started(
-        self,
-        number: int,
-        values: dict[str, Any],
-        share: Share,
-        on_end: Callable[[TrialResult], None],
-    ) -> _Running | None:
+    def _started(self, number: int, values: dict[str, Any], start: Start) -> _Running | None:
         """Start or resume a trial; return None if that fails."""
         path = self._path(number)
         self._note(trial=number, values=values)
@@ -322,53 +318,49 @@ class Sweep:
                 file = [str(self._plan.path)] if self._plan.path else []
                 arguments = ["train", *file, *changes, f"run_dir={json.dumps(str(path))}"]
         except FastrlError as error:
-            self._end(TrialResult(number, values, path, "failed", str(error)), on_end)
+            self._end(TrialResult(number, values, path, "failed", str(error)))
             return None
-        process = share.start(arguments, path.with_suffix(".log"), code)
-        return _Running(number, values, config.total_steps, share, process)
+        process = start(arguments, path.with_suffix(".log"), code)
+        return _Running(number, values, config.total_steps, start, process)
 
-    def _finish(
-        self,
-        trial: _Running,
-        is_stopped: bool,
-        search: OptunaSearch | None,
-        on_end: Callable[[TrialResult], None],
-    ) -> None:
+    def _finish(self, trial: _Running, is_stopped: bool) -> None:
         """Record the end of a trial, or put it back to run again."""
         if trial.process.is_lost and not is_stopped:
             _LOGGER.warning("trial %d is started again: %s", trial.number, trial.process.problem())
             self._lost.append((trial.number, trial.values))
             return
-        self._free.append(trial.share)
+        self._free.append(trial.start)
         path = self._path(trial.number)
         end: tuple[State, str] = ("failed", trial.process.problem())
         if trial.is_pruned or is_stopped:
             end = ("pruned" if trial.is_pruned else "stopped", "")
         result = read_result(trial.number, trial.values, path, self._metric, end)
         assert result is not None
-        self._end(result, on_end)
-        self._tell(search, trial.number)
+        self._end(result)
+        self._tell(trial.number)
 
-    def _end(self, result: TrialResult, on_end: Callable[[TrialResult], None]) -> None:
+    def _end(self, result: TrialResult) -> None:
         self._results[result.number] = result
         self._note(trial=result.number, state=result.state, error=result.error, score=result.score)
-        on_end(result)
+        self._on_end(result)
 
-    def _tell(self, search: OptunaSearch | None, number: int) -> None:
-        result = self._results[number]
-        if search is not None and result.state != "stopped":
+    def _tell(self, number: int) -> None:
+        """Report a trial that has ended to the search."""
+        result = self._results.get(number)
+        if self._search is not None and result is not None and result.state != "stopped":
+            self._search.report(number, self._reports(number))
             score = result.score if result.state == "finished" else None
-            search.tell(number, score, pruned=result.state == "pruned")
+            self._search.tell(number, score, pruned=result.state == "pruned")
 
-    def _falls_behind(self, trial: _Running, search: OptunaSearch) -> bool:
+    def _falls_behind(self, trial: _Running) -> bool:
         """Report new values of a running trial; return whether it is pruned."""
         size = trial.metrics_bytes
         with suppress(OSError):
             size = (self._path(trial.number) / "metrics.jsonl").stat().st_size
-        if trial.is_pruned or size == trial.metrics_bytes:
+        if self._search is None or trial.is_pruned or size == trial.metrics_bytes:
             return False
         trial.metrics_bytes = size
-        return search.report(trial.number, self._reports(trial.number))
+        return self._search.report(trial.number, self._reports(trial.number))
 
     def _reports(self, number: int) -> list[tuple[int, float]]:
         """Return the intermediate values of a trial, of evaluations or else of training."""

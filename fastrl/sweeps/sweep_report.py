@@ -7,7 +7,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,17 +133,16 @@ class SweepReport:
     metric: str
     trials: Sequence[TrialResult]
     command: str = ""
-    _groups: list[list[TrialResult]] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        """Group the trials that differ only in their seed, the best group first."""
+    @cached_property
+    def _groups(self) -> list[list[TrialResult]]:
+        """The groups of trials that differ only in their seed, the best first."""
         groups: dict[str, list[TrialResult]] = {}
         for trial in self.trials:
             groups.setdefault(json.dumps(_without_seed(trial)), []).append(trial)
-        ranked = sorted(
+        return sorted(
             groups.values(), key=lambda group: statistics.fmean(_scores(group) or [-math.inf])
         )[::-1]
-        object.__setattr__(self, "_groups", ranked)
 
     @property
     def best(self) -> TrialResult | None:

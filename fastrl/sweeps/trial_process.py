@@ -10,10 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 from fastrl.durable import last_lines, writing
 from fastrl.errors import one_line
@@ -29,39 +27,6 @@ PROGRAM = "fastrl.cli.trial"
 _ERROR = "fastrl: error: "
 
 
-class StartedTrial(Protocol):
-    """A started run, such as a `TrialProcess`.
-
-    Attributes:
-        is_lost: Whether it has ended because its machine does not answer.
-    """
-
-    is_lost: bool
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended."""
-        ...
-
-    def stop(self) -> None:
-        """Request the run to save and end."""
-
-    def kill(self) -> None:
-        """Kill it and its workers; safe to call twice."""
-
-    def problem(self) -> str:
-        """Return the reason of its failure in one line."""
-        ...
-
-
-class Share(Protocol):
-    """Some cores, on which one trial runs at a time."""
-
-    def start(self, arguments: Sequence[str], log: Path, code: bytes) -> StartedTrial:
-        """Start a trial; see `TrialProcess`."""
-        ...
-
-
 class TrialProcess:
     """A run in a process, which ends with this one at the latest.
 
@@ -69,13 +34,13 @@ class TrialProcess:
     that end it.
 
     Args:
-        arguments: Of ``fastrl``.
         cores: What it may use; empty for all.
+        arguments: Of ``fastrl``.
         log: File that its output is appended to.
         code: Result of `packed` for the run.
 
     Attributes:
-        is_lost: False, as it runs on this machine; see `StartedTrial`.
+        is_lost: Whether it has ended because its machine does not answer; not this machine.
 
     Raises:
         WriteError: The file cannot be written.
@@ -85,7 +50,7 @@ class TrialProcess:
     is_lost = False
 
     def __init__(
-        self, arguments: Sequence[str], cores: Sequence[int], log: Path, code: bytes
+        self, cores: Sequence[int], arguments: Sequence[str], log: Path, code: bytes
     ) -> None:
         self._log, self._stop_at = log, 0.0
         order = {
@@ -154,21 +119,6 @@ def environment() -> dict[str, str]:
     if not hasattr(os, "sched_getaffinity"):
         return {}
     return {name: os.environ.get(name, str(len(os.sched_getaffinity(0))))}
-
-
-@dataclass(frozen=True)
-class CoreShare:
-    """Some cores of this machine, on which one trial runs at a time.
-
-    Attributes:
-        cores: The cores; empty if processes cannot be bound to cores.
-    """
-
-    cores: list[int]
-
-    def start(self, arguments: Sequence[str], log: Path, code: bytes) -> TrialProcess:
-        """Start a trial; see `TrialProcess`."""
-        return TrialProcess(arguments, self.cores, log, code)
 
 
 def shares(jobs: int, most: int | None = None) -> list[list[int]]:

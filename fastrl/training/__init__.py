@@ -1,7 +1,8 @@
 """Training: whole runs (`run`), the loop (`trainer`), evaluation, checkpoints and metrics."""
 
+from fastrl.errors import CheckpointError
 from fastrl.training.callbacks import Callback, CallbackError, RunContext
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.demonstrating import RecordedDataset, record_dataset, record_function
 from fastrl.training.evaluation import (
     EpisodePlayer,

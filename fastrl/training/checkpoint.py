@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,31 +24,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastrl.arguments import brief
 from fastrl.durable import (
     json_bytes,
     read_bounded,
-    read_object,
     write_and_sync,
     write_durably,
     writing,
 )
-from fastrl.errors import FastrlError
+from fastrl.errors import CheckpointError
+from fastrl.runs import BEST, STEP, Checkpoints
 from fastrl.system import sync
 
 FORMAT = "fastrl checkpoint"
 FORMAT_VERSION = 1
 
-_MODEL, _STATE, _META, _BEST = "model.safetensors", "state.pt", "meta.json", "best.json"
+_MODEL, _STATE, _META = "model.safetensors", "state.pt", "meta.json"
 _ENVIRONMENTS = "environments.safetensors"
-_PREFIX = "step_"
 _MOST_JSON_BYTES = 2**24
-
-
-class CheckpointError(FastrlError):
-    """A checkpoint is missing, damaged or not fastrl's."""
-
-    kind = "checkpoint"
 
 
 _writing = partial(writing, kind=CheckpointError, what="checkpoint ")
@@ -132,7 +123,7 @@ class Checkpoint:
         return cls(model, state, about, contents.get(_ENVIRONMENTS))
 
 
-class CheckpointStore:
+class CheckpointStore(Checkpoints):
     """The checkpoints of a run: the last k, and the one with the best evaluation.
 
     Args:
@@ -149,7 +140,8 @@ class CheckpointStore:
         on_written: Callable[[Path], None] = lambda path: None,
         require: Callable[[], None] = lambda: None,
     ) -> None:
-        self._directory, self._keep_last = directory, keep_last
+        super().__init__(directory)
+        self._keep_last = keep_last
         self._on_written, self._require = on_written, require
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -186,20 +178,9 @@ class CheckpointStore:
         final = self.save(checkpoint)
         with _writing(final):
             tree = {"checkpoint": checkpoint.name, **about}
-            write_durably(self._directory / _BEST, json_bytes(tree))
+            write_durably(self._directory / BEST, json_bytes(tree))
             self._prune()
         return final
-
-    def names(self) -> list[str]:
-        """Return the names of all checkpoints, oldest first."""
-        return sorted(path.name for path in self._directory.glob(f"{_PREFIX}*") if path.is_dir())
-
-    def best(self) -> dict[str, Any] | None:
-        """Return ``about`` of `save_best`, and the name ``checkpoint``; None before the first."""
-        found = read_object(self._directory / _BEST)
-        mean = found.get("return_mean")
-        is_whole = isinstance(mean, float | int) and math.isfinite(mean)
-        return found if is_whole and found.get("checkpoint") in self.names() else None
 
     def load(self, name: str) -> Checkpoint:
         """Read a checkpoint.
@@ -219,28 +200,6 @@ class CheckpointStore:
             offer = f"; the one before it is {older[-1]}" if older else "; there is no older one"
             raise CheckpointError(f"{error}{offer}") from error
 
-    def resolve(self, name: str) -> str:
-        """Return the full name of a checkpoint, given as in `load`.
-
-        Raises:
-            CheckpointError: There is none.
-        """
-        if not isinstance(name, str):
-            raise CheckpointError(f"a checkpoint must be a name, got {brief(name)}")
-        names, best = self.names(), self.best()
-        if not names:
-            raise CheckpointError(f"there is no checkpoint in '{self._directory}'")
-        if name == "last":
-            return names[-1]
-        if name == "best" and best is not None:
-            return str(best["checkpoint"])
-        if name not in names:
-            known = ", ".join(["last", *(["best"] if best else []), *names])
-            raise CheckpointError(
-                f"no checkpoint '{name}' in '{self._directory}'; there are {known}"
-            )
-        return name
-
     def set_aside_after(self, name: str) -> None:
         """Rename the checkpoints that are newer than this one, from which training resumes.
 
@@ -256,7 +215,7 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove the remains of an interrupted `save`; only in the process that saves."""
-        for path in self._directory.glob(f".{_PREFIX}*"):
+        for path in self._directory.glob(f".{STEP}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, checkpoint: Checkpoint, final: Path) -> None:
@@ -330,7 +289,7 @@ def _checked_meta(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def _name(steps: int) -> str:
-    return f"{_PREFIX}{steps:012d}"[:100]
+    return f"{STEP}{steps:012d}"[:100]
 
 
 def _damaged(path: Path, how: str) -> CheckpointError:

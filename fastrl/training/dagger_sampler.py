@@ -30,7 +30,7 @@ from fastrl.envs.state import State
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.imports import import_object
 from fastrl.models.policy import build_model
-from fastrl.runs import read_config
+from fastrl.runs import locate, read_config
 from fastrl.sampling import Fault, Sampler, SamplerStats, env_factory
 from fastrl.sampling.build import sampler_builder
 from fastrl.shared.rollouts import Rollout
@@ -38,7 +38,7 @@ from fastrl.spaces import unflatten
 from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import CheckpointStore
 from fastrl.training.saved_spec import SPACES, read_spec
-from fastrl.training.saver import load_model, locate
+from fastrl.training.saver import load_model
 from fastrl.training.trust import require_trust
 from fastrl.workers.plan import SamplingPlan
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastrl.closing import closed_after
 from fastrl.config import Config
 from fastrl.envs.batched_env import BatchedEnv
-from fastrl.errors import WorkerError
+from fastrl.errors import CheckpointError, WorkerError
 from fastrl.formats import default_ending
 from fastrl.learning.learner import policy_threads
 from fastrl.models.policy import PolicyModel
@@ -28,7 +28,7 @@ from fastrl.shared.memory import SharedBlock
 from fastrl.shared.weights import WeightStore
 from fastrl.spec import EnvSpec
 from fastrl.system import torch_threads
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, EvaluationResult
 from fastrl.training.recording import unfinished
 from fastrl.workers.processes import Connection, pipe

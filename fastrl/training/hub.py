@@ -29,12 +29,11 @@ from fastrl.durable import (
     write_and_sync,
     writing,
 )
-from fastrl.errors import ConfigError, one_line
+from fastrl.errors import CheckpointError, ConfigError, one_line
 from fastrl.imports import DISTRIBUTION, how_to_install
-from fastrl.runs import check_pull, check_push, read_config
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.runs import check_pull, check_push, locate, read_config
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.plotting import plot_runs
-from fastrl.training.saver import locate
 from fastrl.training.trust import named_code
 
 CARD, CURVE = "README.md", "curve.png"

@@ -16,16 +16,16 @@ from rich.console import Console
 from fastrl.arguments import file_path, instance, taken
 from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import CheckpointError, ConfigError, WorkerError
 from fastrl.formats import POLICIES, check_animation, check_policy_format, default_ending
 from fastrl.global_streams import seeded_weights
 from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.live_display import waiting
 from fastrl.models.policy import build_model
-from fastrl.runs import check_new_run, find_run, new_run_path, read_config
+from fastrl.runs import check_new_run, find_run, locate, new_run_path, read_config
 from fastrl.spec import EnvSpec
 from fastrl.training.callbacks import Callback
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import require_alike, together
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.export import export
@@ -37,7 +37,7 @@ from fastrl.training.run_directory import (
     require_own_files,
 )
 from fastrl.training.saved_spec import SPACES, read_spec
-from fastrl.training.saver import check_environment, load_model, locate, shared_checkpoint
+from fastrl.training.saver import check_environment, load_model, shared_checkpoint
 from fastrl.training.session import (
     SessionOutcome,
     TrainingSession,

@@ -12,10 +12,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.durable import read_bounded
-from fastrl.errors import FastrlError, cause
+from fastrl.errors import CheckpointError, FastrlError, cause
 from fastrl.spec import EnvSpec
 from fastrl.system import free_bytes
-from fastrl.training.checkpoint import CheckpointError
 
 SPACES = "spaces.json"
 """Name of the file in a run's directory."""

@@ -13,15 +13,15 @@ import torch
 
 from fastrl.config import Config
 from fastrl.envs.state import StateError, pack, unpack
-from fastrl.errors import ConfigError, FastrlError, cause
+from fastrl.errors import CheckpointError, ConfigError, FastrlError, cause
 from fastrl.global_streams import load_streams_state, streams_state
 from fastrl.learning import Learner
 from fastrl.learning.ranks import Ranks
 from fastrl.models.policy import PolicyModel, load_parameters
-from fastrl.runs import find_run, run_and_checkpoint
+from fastrl.runs import locate
 from fastrl.sampling import Sampler
 from fastrl.training.callbacks import RunExtensions
-from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import joined_environments, own_environments
 from fastrl.training.window import Window
 
@@ -155,23 +155,6 @@ class Saver:
         snapshot = self.snapshot()
         state = {**snapshot.state, "extensions": extensions}
         self._store.save(dataclasses.replace(snapshot, state=state))
-
-
-def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
-    """Return the directory of a run, and the name of one of its checkpoints.
-
-    Args:
-        run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
-        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one if
-            there is one, else the last.
-
-    Raises:
-        ConfigError: There is no such run.
-    """
-    path, named = run_and_checkpoint(run) if checkpoint is None else (find_run(run), checkpoint)
-    if named is None:
-        named = "last" if CheckpointStore(path / "checkpoints").best() is None else "best"
-    return path, named
 
 
 def begin_from(run: str, model: PolicyModel, ranks: Ranks) -> str:

@@ -180,7 +180,7 @@ def test_wrappers_with_and_without_arguments_are_read_back_equal(tmp_path):
 
 
 def test_unwritable_place_is_one_line(tiny_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be written: No such file"):
+    with pytest.raises(ConfigError, match=r"config\.yaml' cannot be written: No such file"):
         save_config(tiny_config, tmp_path / "missing" / "config.yaml")
     with pytest.raises(ConfigError, match=r"^save_config takes a Config, got \{\}$"):
         save_config({}, tmp_path / "config.yaml")
@@ -271,7 +271,7 @@ def test_overrides_must_be_a_list_of_texts(overrides):
 
 @pytest.mark.parametrize("path", [3, {"env": {"id": "A"}}, Config(env={"id": "A"})])
 def test_file_is_given_by_its_path(path):
-    assert _refusal(path).startswith("load_config takes the path of a file, got ")
+    assert _refusal(path).startswith("path must be a path, got ")
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "sampler..groups=1", ""])

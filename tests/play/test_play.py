@@ -186,7 +186,7 @@ def test_a_run_from_elsewhere_is_not_played_without_trust(trained, capsys):
     [
         (["no-such-env"], "is not the directory of a run; unknown environment 'no-such-env'; "),
         (["Blackjack-v1", "--keyboard"], "no keys are known for 'Blackjack-v1'"),
-        (["CartPole-v1", "--keys", "none.yaml"], "--keys: 'none.yaml' cannot be read"),
+        (["CartPole-v1", "--keys", "none.yaml"], "--keys: none.yaml: no such file"),
     ],
 )
 def test_what_cannot_be_played_is_one_line(capsys, monkeypatch, tmp_path, arguments, problem):

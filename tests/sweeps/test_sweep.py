@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,6 +273,22 @@ def test_a_search_that_continues_gives_unfinished_trials_their_values_again(swee
     after = json.loads(Path("found.json").read_text())["trials"]
     assert [t["state"] for t in before + after] == ["failed"] * 2 + ["finished"] * 2
     assert [t["values"] for t in before] == [t["values"] for t in after]
+
+
+def test_a_search_that_continues_draws_what_an_uninterrupted_one_draws(sweep):
+    pytest.importorskip("optuna")
+    Path("space.yaml").write_text(SPACE.replace("0.75, 0.2", "0.9, 0.75"))
+    Path("cured").touch()
+    command = ["--space", "space.yaml", "--dir", "all", "--jobs", "1", "--json", "found.json"]
+    assert sweep(*command)[0] == 0
+    whole = json.loads(Path("found.json").read_text())["trials"]
+    rows = Path("all/sweep.jsonl").read_text().splitlines(keepends=True)
+    Path("all/sweep.jsonl").write_text("".join(rows[:8]))  # trial 3 was killed
+    for number in range(3, 6):
+        shutil.rmtree(f"all/trial-{number:03d}")
+    assert sweep(*command)[0] == 0
+    continued = json.loads(Path("found.json").read_text())["trials"]
+    assert [t["values"] for t in continued] == [t["values"] for t in whole]
 
 
 @pytest.mark.parametrize("sampler", ["BruteForceSampler", "TPESampler"])
