@@ -117,7 +117,10 @@ def pull_run(
             _copy_shared(folder, place, target)
         else:
             _Hub().pull(str(repo), place, revision)
-        _require_run(place, repo)
+        config = _checked_run(place, repo)
+        with writing(target):
+            # With every key, so that the run needs no base file.
+            write_and_sync(place / "config.yaml", config_to_yaml(config).encode())
     return target
 
 
@@ -306,13 +309,13 @@ def _read(path: Path) -> bytes:
         raise ConfigError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def _require_run(place: Path, repo: str | Path) -> None:
-    """Reject a directory without a readable configuration and a whole checkpoint."""
+def _checked_run(place: Path, repo: str | Path) -> Config:
+    """Return the configuration of a directory; reject one without a whole checkpoint."""
     if not (place / "config.yaml").is_file():
         raise ConfigError(f"'{repo}' contains no run of fastrl: config.yaml is missing")
     with _called(place, repo):
-        read_config(place)
         CheckpointStore(place / "checkpoints").load("last")
+        return read_config(place)
 
 
 @contextmanager
