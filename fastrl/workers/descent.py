@@ -96,23 +96,6 @@ def without_hangups() -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-@contextlib.contextmanager
-def as_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGTERM and SIGHUP as for SIGINT, so that files are removed.
-
-    It applies only in the main thread, and not to ignored signals, as under ``nohup``.
-    """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        heard = (each for each in OF_GROUPS if signal.getsignal(each) is not signal.SIG_IGN)
-        before = {each: signal.signal(each, signal.default_int_handler) for each in heard}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 class NoThreadError(FastrlError):
     """The system has no threads or memory left for another thread."""
 
