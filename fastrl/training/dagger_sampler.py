@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastrl.config import Config, DAggerConfig
 from fastrl.datasets import DatasetWriter, Demonstrations, load_demonstrations
-from fastrl.datasets.demonstrations import space_differences
+from fastrl.datasets.demonstrations import concatenated, space_differences
 from fastrl.datasets.episodes import fragments
 from fastrl.datasets.experts import (
     AsPlayed,
@@ -23,7 +23,7 @@ from fastrl.datasets.experts import (
     label_names,
     try_function,
 )
-from fastrl.datasets.streams import concatenated, joined_episodes, rollout_fields
+from fastrl.datasets.streams import joined_episodes, rollout_fields
 from fastrl.durable import make_directory, writing
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
