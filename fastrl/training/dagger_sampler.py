@@ -259,10 +259,8 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
         )
     expert = load_expert(config, env_spec)
     if isinstance(expert, AsPlayed) and isinstance(expert.expert, FunctionPolicy):
-        path, bounds = config.algorithm.expert_policy, config.env.action_bounds
-        where = f"algorithm.expert_policy: '{path}'"
-        function = import_object(path or "", "algorithm.expert_policy")
-        try_function(function, where, env_factory(config), env_spec, bounds)
+        where = f"algorithm.expert_policy: '{config.algorithm.expert_policy}'"
+        try_function(expert.expert, where, env_factory(config))
 
 
 def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
