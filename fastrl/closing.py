@@ -81,12 +81,8 @@ def unwinding() -> Iterator[None]:
 @contextmanager
 def closed_after(held: Closable) -> Iterator[None]:
     """Close at the end of a block; an error of the block takes precedence over one of closing."""
-    try:
+    with closing_on_error(held):
         yield
-    except BaseException:
-        with suppress(Exception):
-            held.close()
-        raise
     held.close()
 
 
