@@ -17,10 +17,10 @@ from fastrl.datasets import DatasetWriter, Episode
 from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.animation import Frame
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError, EnvError, FastrlError, raised_as
 from fastrl.play.key_map import KeyMap
 from fastrl.spec import EnvSpec
-from fastrl.training.recording import blaming, drawn
+from fastrl.training.recording import drawn
 from fastrl.training.trained_policy import TrainedPolicy
 from fastrl.workers.descent import OF_GROUPS
 
@@ -153,7 +153,7 @@ def play(
     number = 0
     while True:
         number += 1
-        with blaming(name):
+        with raised_as(EnvError, f"'{name}' failed"):
             observation, _ = env.reset(seed=seed if number == 1 else None)
             player.begin()
             total, steps, is_over = 0.0, 0, False
