@@ -3,6 +3,7 @@
 import gc
 import signal
 import sys
+from functools import partial
 
 
 def main() -> int:
@@ -11,10 +12,15 @@ def main() -> int:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from fastrl.cli import EXIT_INTERRUPTED
     from fastrl.cli import main as run
 
-    signal.signal(signal.SIGINT, handler)
-    code = run()
+    try:
+        code = run(prepare=partial(signal.signal, signal.SIGINT, handler))
+    except KeyboardInterrupt:  # while the command ended
+        code = EXIT_INTERRUPTED
+    # The work is done; Ctrl-C would only interrupt Python's exit.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # At exit Python would search all objects of torch for cycles, which takes 0.6 s.
     gc.freeze()
     return code

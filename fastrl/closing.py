@@ -38,7 +38,7 @@ class Closing(ABC):
         self.close()
 
 
-class _Left(BaseException):
+class Terminated(BaseException):
     """Leaves a block before a signal ends the process; users' code must not catch it."""
 
 
@@ -48,6 +48,9 @@ def unwinding() -> Iterator[None]:
 
     So `finally` clauses in the block remove files and close what they have opened. Signals that
     are ignored or handled already stay as they are. Does nothing outside of the main thread.
+
+    Raises:
+        Terminated: Within the block, at the first of these signals.
     """
     owner = os.getpid()
     arrived: list[int] = []
@@ -59,7 +62,7 @@ def unwinding() -> Iterator[None]:
             return
         arrived.append(number)
         if len(arrived) == 1:
-            raise _Left
+            raise Terminated
 
     is_main = threading.current_thread() is threading.main_thread()
     fatal = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
@@ -78,12 +81,8 @@ def unwinding() -> Iterator[None]:
 @contextmanager
 def closed_after(held: Closable) -> Iterator[None]:
     """Close at the end of a block; an error of the block takes precedence over one of closing."""
-    try:
+    with closing_on_error(held):
         yield
-    except BaseException:
-        with suppress(Exception):
-            held.close()
-        raise
     held.close()
 
 

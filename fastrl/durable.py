@@ -7,13 +7,14 @@ files to another directory.
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
 import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,22 @@ def new_directory(path: Path) -> Iterator[Path]:
     directory that exists is used itself, since it may be the working directory, or mounted.
 
     Raises:
-        ConfigError: The directory is not empty, or cannot be made.
+        ConfigError: The directory is not empty, cannot be made, or is being written already.
     """
     check_new_directory(path)
     is_there = path.is_dir()
     place = path if is_there else _partial_of(path.absolute())
     missing = [each for each in place.parents if not each.exists()]
-    with unwinding():
+    with unwinding(), ExitStack() as held:
+        with writing(path, ConfigError):
+            if not is_there and (place.is_symlink() or place.is_file()):
+                _remove(place)
+            make_directory(place)
+            held.callback(os.close, _locked(place, path))
         try:
-            with writing(path, ConfigError):
-                if not is_there:
-                    _remove(place)
-                    make_directory(place)
+            if not is_there:
+                for each in place.iterdir():  # of a process that was killed
+                    _remove(each)
             yield place
             if not is_there:
                 with writing(path, ConfigError):
@@ -120,6 +125,21 @@ def new_directory(path: Path) -> Iterator[Path]:
                 with suppress(OSError):
                     each.rmdir()
             raise
+
+
+def _locked(place: Path, path: Path) -> int:
+    """Return a descriptor that locks a directory; errors call it ``path``."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"'{path}' is being written by another process; wait for it, or name another directory"
+        ) from None
+    except OSError:  # some network file systems have no locks
+        pass
+    return descriptor
 
 
 def check_new_directory(path: Path) -> None:

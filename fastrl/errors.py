@@ -1,7 +1,8 @@
 """The errors of fastrl, each one line, and functions that turn any error into one line."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
@@ -62,6 +63,25 @@ class FastrlError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(message))
+
+
+@contextmanager
+def raised_as(kind: type[FastrlError], what: str, width: int | None = None) -> Iterator[None]:
+    """Turn what users' code or another package raises in the block into one line.
+
+    fastrl's own errors pass.
+
+    Args:
+        kind: Type of the error that is raised.
+        what: What failed; the cause follows.
+        width: Most characters of the cause; None for all of them.
+    """
+    try:
+        yield
+    except FastrlError:
+        raise
+    except USERS_FAILURES as error:
+        raise kind(f"{what}: {cause(error)[:width]}") from error
 
 
 class ConfigError(FastrlError):

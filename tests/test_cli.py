@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastrl import cli
+from fastrl.__main__ import main as run_command
 from fastrl.config import load_config
 from fastrl.errors import ConfigError, EnvError, WorkerError
 
@@ -364,6 +365,21 @@ def test_ctrl_c_while_modules_are_imported_has_no_traceback(tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_as_a_command_ends_has_no_traceback(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastrl.cli.drop_lost_output", interrupted)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["fastrl", "--version"])
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert run_command() == cli.EXIT_INTERRUPTED
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_a_result_that_cannot_be_written_is_one_line():

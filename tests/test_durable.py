@@ -76,6 +76,21 @@ def test_an_error_leaves_no_new_directory_and_none_above_it(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_is_written_by_one_process_alone(tmp_path):
+    hidden = tmp_path / ".made.partial"
+    hidden.mkdir()
+    (hidden / "of a killed process").touch()
+    with new_directory(tmp_path / "made") as place:
+        (place / "a").touch()
+        with (
+            pytest.raises(ConfigError, match=r"made' is being written by another process; wait"),
+            new_directory(tmp_path / "made"),
+        ):
+            pass
+    assert [each.name for each in (tmp_path / "made").iterdir()] == ["a"]
+    assert [each.name for each in tmp_path.iterdir()] == ["made"]
+
+
 def test_a_new_directory_may_be_there_and_empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path / "new", tmp_path):

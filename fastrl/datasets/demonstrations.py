@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ from fastrl.spec import EnvSpec
 HELD_OUT = "held_out"
 """Field ``[T, B] bool`` of a rollout of demonstrations: rows that are only evaluated, but not
 learnt from."""
-_ALL = slice(None)
 _NUMBER, _FLAG = TensorSpec((), torch.float32), TensorSpec((), torch.bool)
 
 
@@ -118,10 +117,7 @@ def load_demonstrations(
             differences), has fewer episodes, or lacks a field.
         SpaceError: A space is not supported.
     """
-    files, reader = _opened(path, env_spec, episodes, action_bounds, fields, key)
-    parts = list(_read(files, reader, episodes, key))
-    _require_episodes(len(parts), episodes, f"{key}: '{path}'")
-    return _joined(reader.spec, parts)
+    return concatenated(list(_episodes(path, env_spec, episodes, action_bounds, fields, key)))
 
 
 def check_dataset(
@@ -145,20 +141,19 @@ def check_dataset(
         ConfigError: As for `load_demonstrations`.
         SpaceError: As for `load_demonstrations`.
     """
-    files, reader = _opened(path, env_spec, episodes, action_bounds, (), key)
-    found = sum(1 for _ in _read(files, reader, episodes, key))
-    _require_episodes(found, episodes, f"{key}: '{path}'")
+    for _ in _episodes(path, env_spec, episodes, action_bounds, (), key):
+        pass
 
 
-def _opened(
+def _episodes(
     path: str | Path,
     env_spec: EnvSpec | None,
     episodes: int | None,
     action_bounds: ActionBounds,
     fields: Collection[str],
     key: str,
-) -> tuple[DatasetFiles, _Reader]:
-    """Open a dataset and check its spaces and size; return it with a reader of its episodes."""
+) -> Iterator[Demonstrations]:
+    """Yield each episode that has steps, after a check of the spaces and of its numbers."""
     if episodes is not None:
         whole("episodes", episodes)
     if env_spec is not None:
@@ -167,30 +162,24 @@ def _opened(
         raise ArgumentError(f"fields must be a list of names, got {brief(fields)}")
     for name in fields:
         instance("a name of fields", name, str)
-    files = open_dataset(path, key)
+    files, what = open_dataset(path, key), f"{key}: '{path}'"
     found = spec_of(files)
     if env_spec is not None and (differences := space_differences(found, env_spec)):
-        raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
-    _require_episodes(files.num_episodes, episodes, f"{key}: '{path}'")
-    spec = env_spec or found
-    return files, _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
-
-
-def _read(
-    files: DatasetFiles, reader: _Reader, episodes: int | None, key: str
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield the checked arrays of each episode that has steps."""
-    number_read = 0
+        raise ConfigError(f"{what} is not of '{env_spec.id}': {'; '.join(differences)}")
+    _require_episodes(files.num_episodes, episodes, what)
+    spec, number_read = env_spec or found, 0
+    reader = _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
     for number, episode in enumerate(files.episodes()):
         try:
-            rows = reader.read(episode) if len(episode["rewards"]) else None
+            one = reader.read(episode) if len(episode["rewards"]) else None
         except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"{key}: episode {number} of '{files.path}': {error}") from error
-        if rows is not None:
-            yield rows
+        if one is not None:
+            yield one
             number_read += 1
         if number_read == episodes:
             return
+    _require_episodes(number_read, episodes, what)
 
 
 def _require_episodes(found: int, wanted: int | None, what: str) -> None:
@@ -248,44 +237,51 @@ def _alike(one: spaces.Space[Any], other: spaces.Space[Any], *, with_bounds: boo
 
 
 class _Reader:
-    """Checks episodes of minari and turns them into arrays by label."""
+    """Checks episodes of minari and turns them into tensors."""
 
     def __init__(self, spec: EnvSpec, converter: ActionConverter, fields: tuple[str, ...]) -> None:
-        self.spec, self._converter, self._fields = spec, converter, fields
+        self._spec, self._converter, self._fields = spec, converter, fields
 
     # The check of all numbers reports those that overflow.
     @np.errstate(over="ignore", invalid="ignore")
-    def read(self, episode: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Return ``[L, *]`` by label; observations are ``[L + 1, *]``."""
-        spec, length = self.spec, len(episode["rewards"])
-        rows = {"reward": _rows(episode["rewards"], length, "reward", _NUMBER).astype(np.float32)}
+    def read(self, episode: Mapping[str, Any]) -> Demonstrations:
+        """Return an episode of L > 0 steps."""
+        spec, length = self._spec, len(episode["rewards"])
         known = leaves(spec.observation_space)
         observed = flatten(spec.observation_space, episode["observations"])
+        observation = {}
         for (path, stored), leaf in zip(spec.observation.items(), observed, strict=True):
-            label = f"observation/{path}"
-            array = _rows(leaf, length + 1, label.rstrip("/"), stored)
+            label = f"observation/{path}".rstrip("/")
+            array = _rows(leaf, length + 1, label, stored)
             space = known[path]
             if not isinstance(space, spaces.Box) and (wrong := outside(space, array)).any():
-                raise ConfigError(
-                    f"{label.rstrip('/')}: {array[wrong].flat[0]} is not one of {space}"
-                )
-            rows[label] = array.astype(stored.numpy_dtype, copy=False)
+                raise ConfigError(f"{label}: {array[wrong].flat[0]} is not one of {space}")
+            observation[path] = _finite(label, array.astype(stored.numpy_dtype, copy=False))
         acted = [
             _rows(leaf, length, f"action/{path}".rstrip("/"), stored)
             for (path, stored), leaf in zip(
                 spec.action.items(), flatten(spec.action_space, episode["actions"]), strict=True
             )
         ]
-        sampled = self._converter.sampled(tuple(acted))
-        rows |= {f"action/{path}": row for path, row in zip(spec.action, sampled, strict=True)}
-        rows["terminated"] = _rows(episode["terminations"], length, "terminations", _FLAG)
-        rows["terminated"][:-1] = False
-        rows |= {f"fields/{name}": self._info(episode, name, length) for name in self._fields}
-        for label, array in rows.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ConfigError(f"{label.rstrip('/')} has a number that is not finite")
-        _check_masks(spec, rows)
-        return rows
+        sampled = zip(spec.action, self._converter.sampled(tuple(acted)), strict=True)
+        terminated = torch.zeros(length, dtype=torch.bool)
+        terminated[-1] = bool(_rows(episode["terminations"], length, "terminations", _FLAG)[-1])
+        reward = _rows(episode["rewards"], length, "reward", _NUMBER).astype(np.float32)
+        found = Demonstrations(
+            env_spec=spec,
+            observation={path: leaf[:-1] for path, leaf in observation.items()},
+            action={path: _finite(f"action/{path}".rstrip("/"), row) for path, row in sampled},
+            reward=_finite("reward", reward),
+            terminated=terminated,
+            final_observation={path: leaf[-1:] for path, leaf in observation.items()},
+            lengths=torch.tensor([length]),
+            fields={
+                name: _finite(f"fields/{name}", self._info(episode, name, length))
+                for name in self._fields
+            },
+        )
+        _check_masks(found)
+        return found
 
     def _info(self, episode: Mapping[str, Any], name: str, length: int) -> NDArray[Any]:
         info: Any = episode.get("infos") or {}
@@ -318,25 +314,32 @@ def _rows(values: Any, length: int, label: str, stored: TensorSpec | None = None
     return rows
 
 
-def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstrations:
-    """Return all episodes as tensors."""
-    lengths = torch.tensor([len(part["reward"]) for part in parts])
+def _finite(label: str, array: NDArray[Any]) -> Tensor:
+    """Return an array as a tensor.
 
-    def joined(label: str, kept: slice = _ALL) -> Tensor:
-        return torch.from_numpy(np.concatenate([part[label][kept] for part in parts]))
+    Raises:
+        ConfigError: A number is not finite.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ConfigError(f"{label} has a number that is not finite")
+    return torch.from_numpy(np.array(array))
 
-    def group(name: str, kept: slice = _ALL) -> dict[str, Tensor]:
-        labels = [label for label in parts[0] if label.startswith(f"{name}/")]
-        return {label.removeprefix(f"{name}/"): joined(label, kept) for label in labels}
+
+def concatenated(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """Return the steps of all parts, one part after the other."""
+
+    def group(name: str) -> Mapping[str, Tensor]:
+        groups = [getattr(part, name) for part in parts]
+        return {key: torch.cat([each[key] for each in groups]) for key in groups[0]}
 
     return Demonstrations(
-        env_spec=spec,
-        observation=group("observation", slice(None, -1)),
+        env_spec=parts[0].env_spec,
+        observation=group("observation"),
         action=group("action"),
-        reward=joined("reward"),
-        terminated=joined("terminated"),
-        final_observation=group("observation", slice(-1, None)),
-        lengths=lengths,
+        reward=torch.cat([part.reward for part in parts]),
+        terminated=torch.cat([part.terminated for part in parts]),
+        final_observation=group("final_observation"),
+        lengths=torch.cat([part.lengths for part in parts]),
         fields=group("fields"),
     )
 
@@ -359,22 +362,16 @@ def are_allowed(spec: EnvSpec, action: Mapping[str, Tensor], mask: Tensor) -> Te
     return mask.gather(1, columns).all(1)
 
 
-def _check_masks(spec: EnvSpec, rows: Mapping[str, NDArray[Any]]) -> None:
+def _check_masks(found: Demonstrations) -> None:
     """Reject an episode with an action that its own mask forbids, which has no likelihood.
 
     Raises:
         ConfigError: There is one; the error names the first such step.
     """
-    if spec.action_mask is None:
+    _, mask = found.env_spec.split_mask(found.observation)
+    if mask is None:
         return
-
-    def group(name: str, paths: Iterable[str]) -> dict[str, Tensor]:
-        steps = len(rows["reward"])
-        return {path: torch.from_numpy(rows[f"{name}/{path}"][:steps]) for path in paths}
-
-    _, mask = spec.split_mask(group("observation", spec.observation))
-    assert mask is not None
-    allowed = are_allowed(spec, group("action", spec.action), mask)
+    allowed = are_allowed(found.env_spec, found.action, mask)
     if not allowed.all():
         step = int((~allowed).nonzero()[0])
         raise ConfigError(f"action of step {step} is invalid by its mask")

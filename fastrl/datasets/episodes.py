@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,35 +51,20 @@ class EpisodeCutter:
         Args:
             rollout: The next rollout, with the field ``final_observation``.
         """
-        spec = self._env_spec
-        final = _by_path(spec, rollout.final_observation)
-        rows = _rows(spec, rollout, self._fields)
-        ended = rollout.terminated.numpy() | rollout.truncated.numpy()
-        for slot in np.flatnonzero(self._left).tolist():
-            if rollout.restarted is not None and rollout.restarted[slot]:
+        wanted = np.flatnonzero(self._left).tolist()
+        if rollout.restarted is not None:
+            for slot in rollout.restarted.nonzero().flatten().tolist():
                 self._begun[slot].clear()
-            column = {name: leaf[:, slot] for name, leaf in rows.items()}
-            start = 0
-            for end in np.flatnonzero(ended[:, slot]).tolist():
-                self._keep(slot, column, start, end + 1)
-                last = {path: leaf[end, slot] for path, leaf in final.items()}
-                yield self._episode(slot, last, bool(rollout.terminated[end, slot]))
+        for slot, part, last, end in _parts(self._env_spec, rollout, self._fields, wanted):
+            if not self._left[slot]:
+                continue
+            parts = self._begun[slot]
+            parts.append({name: leaf.copy() for name, leaf in part.items()})
+            if end is not None:
+                rows = {name: np.concatenate([each[name] for each in parts]) for name in part}
+                self._begun[slot] = []
                 self._left[slot] -= 1
-                start = end + 1
-                if not self._left[slot]:
-                    break
-            else:
-                self._keep(slot, column, start, len(ended))
-
-    def _keep(self, slot: int, column: Mapping[str, NDArray[Any]], start: int, stop: int) -> None:
-        if stop > start:
-            part = {name: leaf[start:stop].copy() for name, leaf in column.items()}
-            self._begun[slot].append(part)
-
-    def _episode(self, slot: int, last: Mapping[str, NDArray[Any]], terminated: bool) -> Episode:
-        parts, self._begun[slot] = self._begun[slot], []
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return _episode(rows, last, terminated)
+                yield _episode(rows, last, bool(rollout.terminated[end, slot]))
 
 
 class EpisodeBuilder:
@@ -148,22 +133,34 @@ def fragments(env_spec: EnvSpec, rollout: Rollout, fields: Sequence[str] = ()) -
         rollout: The rollout, with the field ``final_observation``.
         fields: Names of further fields ``[T, B, *]`` of the rollout to keep.
     """
+    slots = range(rollout.reward.shape[1])
+    for slot, part, last, end in _parts(env_spec, rollout, fields, slots):
+        terminated = end is not None and bool(rollout.terminated[end, slot])
+        yield _episode(part, last, terminated)
+
+
+def _parts(
+    env_spec: EnvSpec, rollout: Rollout, fields: Sequence[str], slots: Iterable[int]
+) -> Iterator[tuple[int, _Columns, _Columns, int | None]]:
+    """Yield the parts of episodes in some slots of a rollout.
+
+    Yields:
+        The slot, views of the steps' rows, the observation after them, and the step at which the
+        episode ends, or None if it continues.
+    """
     final = _by_path(env_spec, rollout.final_observation)
     after = {path: leaf[-1] for path, leaf in _by_path(env_spec, rollout.observation).items()}
     rows = _rows(env_spec, rollout, fields)
-    terminated = rollout.terminated.numpy()
-    ended = terminated | rollout.truncated.numpy()
-    length, num_slots = ended.shape
-    for slot in range(num_slots):
+    ended = (rollout.terminated | rollout.truncated).numpy()
+    for slot in slots:
         start = 0
         for end in np.flatnonzero(ended[:, slot]).tolist():
             part = {name: leaf[start : end + 1, slot] for name, leaf in rows.items()}
-            last = {path: leaf[end, slot] for path, leaf in final.items()}
-            yield _episode(part, last, bool(terminated[end, slot]))
+            yield slot, part, {path: leaf[end, slot] for path, leaf in final.items()}, end
             start = end + 1
-        if start < length:
+        if start < len(ended):
             part = {name: leaf[start:, slot] for name, leaf in rows.items()}
-            yield _episode(part, {path: leaf[slot] for path, leaf in after.items()}, False)
+            yield slot, part, {path: leaf[slot] for path, leaf in after.items()}, None
 
 
 def _by_path(spec: EnvSpec, observation: Any) -> _Columns:

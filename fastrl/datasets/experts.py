@@ -94,6 +94,9 @@ class FunctionPolicy(Demonstrator):
     Observations are those of gymnasium, with the mask of valid actions if there is one, and
     actions must be accepted by the environment.
 
+    Attributes:
+        env_spec: The environment.
+
     Args:
         env_spec: The environment.
         function: Called with one observation at a time.
@@ -107,7 +110,7 @@ class FunctionPolicy(Demonstrator):
         action_bounds: ActionBounds = "clip",
     ) -> None:
         super().__init__()
-        self._env_spec, self._function = env_spec, function
+        self.env_spec, self._function = env_spec, function
         self._converter = ActionConverter(env_spec.action_space, action_bounds)
         self._observed = leaves(env_spec.observation_space)
 
@@ -119,7 +122,7 @@ class FunctionPolicy(Demonstrator):
         Raises:
             FastrlError: The function returned something that is not an action, or an invalid one.
         """
-        spec = self._env_spec
+        spec = self.env_spec
         given = dict(observation)
         if mask is not None and spec.action_mask is not None:
             given[spec.action_mask] = mask
@@ -141,7 +144,7 @@ class FunctionPolicy(Demonstrator):
         Raises:
             FastrlError: It returned something that is not an action, or an invalid one.
         """
-        key = self._env_spec.action_mask
+        key = self.env_spec.action_mask
         mask = None if key is None else torch.as_tensor(observation[key])[None] != 0
         self._sampled([self._action(observation)], mask)
 
@@ -149,8 +152,8 @@ class FunctionPolicy(Demonstrator):
         """Return actions of n environments as a policy samples them, per leaf ``[n, *shape]``."""
         rows = tuple(np.stack(column) for column in zip(*chosen, strict=True))
         sampled = map(torch.from_numpy, self._converter.sampled(rows))
-        action = dict(zip(self._env_spec.action, sampled, strict=True))
-        if mask is not None and not are_allowed(self._env_spec, action, mask).all():
+        action = dict(zip(self.env_spec.action, sampled, strict=True))
+        if mask is not None and not are_allowed(self.env_spec, action, mask).all():
             raise FastrlError(f"{self._name} returned an action that the mask forbids")
         return action
 
@@ -161,7 +164,7 @@ class FunctionPolicy(Demonstrator):
 
     def _action(self, observation: Any) -> list[Any]:
         """Return the leaves of an action."""
-        spec = self._env_spec
+        spec = self.env_spec
         action = self._function(observation)
         try:
             found = [np.asarray(leaf) for leaf in flatten(spec.action_space, action)]
@@ -178,28 +181,19 @@ class FunctionPolicy(Demonstrator):
         return found
 
 
-def try_function(
-    function: Callable[[Any], Any],
-    where: str,
-    factory: EnvFactory,
-    env_spec: EnvSpec,
-    action_bounds: ActionBounds,
-) -> None:
+def try_function(policy: FunctionPolicy, where: str, factory: EnvFactory) -> None:
     """Call a function with the first observation of an environment, before workers run it.
 
     Args:
-        function: As for `FunctionPolicy`.
+        policy: The function.
         where: Option and path of the function, for errors.
         factory: Builds the environment.
-        env_spec: The environment.
-        action_bounds: As for `FunctionPolicy`.
 
     Raises:
         ConfigError: The function raised, or returned something that is not an action.
     """
-    policy = FunctionPolicy(env_spec, function, action_bounds)
     try:
-        env = factory.with_masks_of(env_spec).single()
+        env = factory.with_masks_of(policy.env_spec).single()
     except EnvError:
         return  # The workers report failures; a vector environment has no single environment.
     with closing(env):

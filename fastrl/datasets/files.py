@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastrl.arguments import file_path, whole
 from fastrl.durable import new_directory
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.errors import ConfigError, FastrlError, cause
+from fastrl.errors import ConfigError, cause, raised_as
 from fastrl.imports import how_to_install
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.spec import EnvSpec
@@ -164,14 +164,9 @@ class DatasetWriter:
         cast = {path: observation[path].astype(leaf.dtype) for path, leaf in leaves(space).items()}
         return unflatten(space, cast)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except FastrlError:
-            raise
-        except Exception as error:  # minari and h5py raise anything
-            raise ConfigError(f"'{self.path}' cannot be written: {cause(error)}") from error
+    def _writing(self) -> AbstractContextManager[None]:
+        # minari and h5py raise anything
+        return raised_as(ConfigError, f"'{self.path}' cannot be written")
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -235,7 +230,7 @@ class DatasetFiles:
             found = iter(storage.get_episodes(range(storage.total_episodes)))
             for _ in range(int(storage.total_episodes)):
                 what = f"{self._key}: episode {number} of '{self.path}'"
-                with _reading(what):
+                with raised_as(ConfigError, f"{what} cannot be read"):
                     episode = next(found)
                     self._check_rows(episode, what)
                 yield episode
@@ -280,7 +275,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
     path = file_path(key, path)
     what = f"{key}: '{path}'"
     found: list[tuple[Any, dict[str, Any]]] = []
-    with _reading(what):
+    with raised_as(ConfigError, f"{what} cannot be read"):
         for folder in _folders(path, what):
             metadata = _metadata(folder)
             # Without spaces, minari would import and build the environment that the file names.
@@ -366,16 +361,6 @@ def _metadata(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"'{file}' is too large")
     found = json.loads(file.read_bytes())
     return found if isinstance(found, dict) else {}
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    try:
-        yield
-    except FastrlError:
-        raise
-    except Exception as error:  # minari and h5py raise anything for damaged files
-        raise ConfigError(f"{what} cannot be read: {cause(error)}") from error
 
 
 def _dataset_id(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,25 +53,6 @@ def rollout_fields(
         **{name: _gathered(field, rows) for name, field in demonstrations.fields.items()},
     }
     return fields if sequence_length is None else {**fields, PADDING: is_padding}
-
-
-def concatenated(parts: Sequence[Demonstrations]) -> Demonstrations:
-    """Return the steps of all parts, one part after the other."""
-
-    def group(name: str) -> Mapping[str, Tensor]:
-        groups = [getattr(part, name) for part in parts]
-        return {key: torch.cat([each[key] for each in groups]) for key in groups[0]}
-
-    return Demonstrations(
-        env_spec=parts[0].env_spec,
-        observation=group("observation"),
-        action=group("action"),
-        reward=torch.cat([part.reward for part in parts]),
-        terminated=torch.cat([part.terminated for part in parts]),
-        final_observation=group("final_observation"),
-        lengths=torch.cat([part.lengths for part in parts]),
-        fields=group("fields"),
-    )
 
 
 def joined_episodes(parts: Demonstrations, episode: Tensor) -> Demonstrations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -120,7 +121,8 @@ def animation(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
         with writing(path, ConfigError):
             return do(*arguments)
 
-    with appearing(path, path.with_name(f".{path.name}")) as hidden:
+    # With the process id, as another process may record into the same file.
+    with appearing(path, path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")) as hidden:
         writer = checked(_opened, hidden, fps)
         try:
             yield partial(checked, writer.append_data)

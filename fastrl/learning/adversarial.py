@@ -150,8 +150,9 @@ class Adversarial(PPO):
         return torch.stack([loss.detach(), right])
 
     def _drawn(self, steps: Steps) -> Rows:
-        shape = (self.section.discriminator_batch_size,)
-        index = torch.randint(len(steps), shape, generator=self._generator)
+        # Every rank draws for all, so that their generators stay equal, and takes its own part.
+        shape = (self._ranks.size, self.section.discriminator_batch_size)
+        index = torch.randint(len(steps), shape, generator=self._generator)[self._ranks.rank]
         return steps.rows(index.to(steps.terminated.device), self._device)
 
     def _penalty(self, one: Rows, other: Rows) -> Tensor:
@@ -159,7 +160,9 @@ class Adversarial(PPO):
 
         Gulrajani et al. 2017 (https://arxiv.org/abs/1704.00028), equation 3.
         """
-        weight = torch.rand(len(one.ends), 1, generator=self._generator).to(self._device)
+        shape = (self._ranks.size, len(one.ends), 1)
+        drawn = torch.rand(shape, generator=self._generator)[self._ranks.rank]
+        weight = drawn.to(self._device)
         penalties = []
         for scorer in self._scorers():
             with torch.no_grad():

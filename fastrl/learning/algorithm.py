@@ -23,7 +23,9 @@ SectionT = TypeVar("SectionT", bound=LearnerConfig)
 Scheduled = Mapping[str, float | Tensor]
 """Current values of scheduled numbers, by name; tensors ``[]`` in a compiled loss."""
 
-
+LEARNT = "learnt"
+"""Field ``[T, B] bool`` that `Algorithm.prepare` may return: rows that the loss uses. The running
+statistics of observations count only these; without the field, all rows."""
 _ALIGNMENT = 64
 Moved = Callable[[Iterable[Tensor]], list[Tensor]]
 """A function that copies tensors to the learner's device, such as a `Transfer`."""

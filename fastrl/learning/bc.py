@@ -14,6 +14,7 @@ from fastrl.config import BCConfig, Config, DAggerConfig
 from fastrl.config.algorithms import CloningConfig
 from fastrl.datasets import HELD_OUT, PADDING
 from fastrl.learning.algorithm import (
+    LEARNT,
     Algorithm,
     Batch,
     Experience,
@@ -27,8 +28,6 @@ from fastrl.models.networks import RunningNormalizer
 from fastrl.models.policy import PolicyModel, state_size
 from fastrl.spec import EnvSpec
 
-LEARNT = "learnt"
-"""Field ``[T, B] bool`` of the loss: rows that the loss uses."""
 _WEIGHT = "weight"
 """Field ``[n] float32`` of mean 1: weight of each row, 0 for rows that the loss ignores."""
 _ROWS = 4096
@@ -63,18 +62,15 @@ class Cloning(Algorithm[SectionT]):
         modules = cast(nn.Module, policy).modules()
         statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
         if update is not None and statistics and not any(each.count for each in statistics):
-            update({path: leaf[:-1] for path, leaf in experience.observation.items()})
+            learnt = _learnt(experience)
+            update({path: leaf[:-1][learnt] for path, leaf in experience.observation.items()})
         if not state_size(policy):
             return Prepared()
         return Prepared({"policy_state": experience.states(policy, self._sequence_length)})
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the field that marks the rows of the loss."""
-        learnt = torch.ones_like(experience["terminated"])
-        for name in (HELD_OUT, PADDING):
-            if name in experience.fields:
-                learnt &= ~experience[name]
-        return Prepared({LEARNT: learnt})
+        return Prepared({LEARNT: _learnt(experience)})
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield every row of the loss once, shuffled; with a memory whole segments."""
@@ -142,6 +138,15 @@ class BC(Cloning[BCConfig]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from such a state."""
         self._best, self._worse = float(state["best"]), int(state["worse"])
+
+
+def _learnt(experience: Experience) -> Tensor:
+    """Return ``[T, B] bool``: rows that are neither held out nor padding."""
+    learnt = torch.ones_like(experience["terminated"])
+    for name in (HELD_OUT, PADDING):
+        if name in experience.fields:
+            learnt &= ~experience[name]
+    return learnt
 
 
 def _of_mean_1(marked: Tensor) -> Tensor:

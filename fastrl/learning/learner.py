@@ -19,7 +19,15 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.global_streams import seeded_weights
 from fastrl.imports import import_object
 from fastrl.learning import mlp_gradients
-from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Prepared, Transfer
+from fastrl.learning.algorithm import (
+    LEARNT,
+    Algorithm,
+    Batch,
+    Experience,
+    Group,
+    Prepared,
+    Transfer,
+)
 from fastrl.learning.gradients import (
     AutogradEngine,
     FlatParameters,
@@ -150,7 +158,11 @@ class Learner:
         if update_normalizers is not None:
             modules = cast(torch.nn.Module, self.model).modules()
             statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
-            joined_update(self._ranks, statistics, lambda: update_normalizers(batch.observation))
+            observed = batch.observation
+            if statistics and LEARNT in batch.fields:
+                learnt = batch.fields[LEARNT]
+                observed = {path: leaf[learnt] for path, leaf in observed.items()}
+            joined_update(self._ranks, statistics, lambda: update_normalizers(observed))
         self.steps += num_steps
         self.updates += 1
         return metrics

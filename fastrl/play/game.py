@@ -12,16 +12,17 @@ from typing import Any, Protocol
 
 import gymnasium
 
+from fastrl.closing import Terminated, unwinding
 from fastrl.datasets import DatasetWriter, Episode
 from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.animation import Frame
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError, EnvError, FastrlError, raised_as
 from fastrl.play.key_map import KeyMap
 from fastrl.spec import EnvSpec
-from fastrl.training.recording import blaming, drawn
+from fastrl.training.recording import drawn
 from fastrl.training.trained_policy import TrainedPolicy
-from fastrl.workers.descent import OF_GROUPS, as_interrupts
+from fastrl.workers.descent import OF_GROUPS
 
 _DEFAULT_FPS = 30.0
 _BETWEEN_EPISODES_S = 0.5
@@ -150,7 +151,7 @@ def play(
     number = 0
     while True:
         number += 1
-        with blaming(name):
+        with raised_as(EnvError, f"'{name}' failed"):
             observation, _ = env.reset(seed=seed if number == 1 else None)
             player.begin()
             total, steps, is_over = 0.0, 0, False
@@ -204,8 +205,8 @@ def record_episodes(
     """Write each episode when it ends, and complete the dataset; return the number of episodes.
 
     Ctrl-C, SIGTERM, a closed terminal or an error of the environment ends the recording. Finished
-    episodes are kept, and the exception is raised once the dataset is complete. Must be called
-    from the main thread.
+    episodes are kept; the exception is raised, or the signal ends the process, once the dataset is
+    complete. Must be called from the main thread.
 
     Args:
         played: Episodes with their steps; the iterator ends when the display is closed.
@@ -218,13 +219,13 @@ def record_episodes(
     Raises:
         ConfigError: No episode was finished, so there is no dataset; or it cannot be written.
         FastrlError: The environment failed.
-        KeyboardInterrupt: A signal ended the recording.
+        KeyboardInterrupt: Ctrl-C ended the recording.
     """
     number = 0
     failure: BaseException | None = None
     about = {"algorithm_name": player}
     with (
-        as_interrupts(),
+        unwinding(),
         ExitStack() as completing,
         DatasetWriter(path, env_spec, action_bounds, about) as writer,
     ):
@@ -235,7 +236,7 @@ def record_episodes(
                     writer.add([each.episode])
                     number += 1
                 report(each)
-        except (KeyboardInterrupt, FastrlError) as error:
+        except (KeyboardInterrupt, Terminated, FastrlError) as error:
             failure = error
         if not number:
             raise failure or ConfigError(f"no episode was finished, so '{path}' was not written")

@@ -222,19 +222,16 @@ class CheckpointStore(Checkpoints):
         partial = self._directory / f".{checkpoint.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            self._write_parts(checkpoint, partial)
+            partial.mkdir()
+            for name, content in checkpoint.files().items():
+                write_and_sync(partial / name, content)
+            sync(partial)
             partial.rename(final)
         except OSError:
             # Frees space on a full disk.
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(self._directory)
-
-    def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
-        partial.mkdir()
-        for name, content in checkpoint.files().items():
-            write_and_sync(partial / name, content)
-        sync(partial)
 
     def _prune(self) -> None:
         names, best = self.names(), self.best()

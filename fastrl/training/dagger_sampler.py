@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastrl.config import Config, DAggerConfig
 from fastrl.datasets import DatasetWriter, Demonstrations, load_demonstrations
-from fastrl.datasets.demonstrations import space_differences
+from fastrl.datasets.demonstrations import concatenated, space_differences
 from fastrl.datasets.episodes import fragments
 from fastrl.datasets.experts import (
     AsPlayed,
@@ -23,7 +23,7 @@ from fastrl.datasets.experts import (
     label_names,
     try_function,
 )
-from fastrl.datasets.streams import concatenated, joined_episodes, rollout_fields
+from fastrl.datasets.streams import joined_episodes, rollout_fields
 from fastrl.durable import make_directory, writing
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
@@ -259,10 +259,8 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
         )
     expert = load_expert(config, env_spec)
     if isinstance(expert, AsPlayed) and isinstance(expert.expert, FunctionPolicy):
-        path, bounds = config.algorithm.expert_policy, config.env.action_bounds
-        where = f"algorithm.expert_policy: '{path}'"
-        function = import_object(path or "", "algorithm.expert_policy")
-        try_function(function, where, env_factory(config), env_spec, bounds)
+        where = f"algorithm.expert_policy: '{config.algorithm.expert_policy}'"
+        try_function(expert.expert, where, env_factory(config))
 
 
 def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:

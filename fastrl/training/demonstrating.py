@@ -137,14 +137,11 @@ def record_function(
     config = _for_recording(config, episodes, seed)
     with waiting(console, BUILDING):
         plan = make_plan(config)
-        env_spec, bounds = plan.env_spec, config.env.action_bounds
-        try_function(function, f"--policy: '{policy}'", env_factory(config), env_spec, bounds)
-
-    def build() -> PolicyModel:
-        return FunctionPolicy(env_spec, function, bounds)
-
+        chosen = FunctionPolicy(plan.env_spec, function, config.env.action_bounds)
+        try_function(chosen, f"--policy: '{policy}'", env_factory(config))
     about = {"algorithm_name": policy}
-    return _record(config, _playing(plan, build), build(), path, episodes, about, (), console)
+    plan = _playing(plan, lambda: chosen)
+    return _record(config, plan, chosen, path, episodes, about, (), console)
 
 
 def _for_recording(config: Config, episodes: int, seed: int | None) -> Config:

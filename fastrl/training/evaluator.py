@@ -68,10 +68,6 @@ class EvaluationPlan:
     videos: Path = Path("videos")
 
 
-_Request = tuple[int, EvaluationProtocol | None]
-"""The policy's steps, which name the video; or a protocol for other episodes without a video."""
-
-
 class Evaluator:
     """Evaluates one policy at a time in a separate process.
 
@@ -95,7 +91,7 @@ class Evaluator:
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
         self._restarts_left = _RESTARTS
         self.busy = False
-        self._gives_way = True
+        self._final: EvaluationProtocol | None = None
         self._start()
 
     def request(self, state_dict: Mapping[str, Tensor], steps: int) -> None:
@@ -103,7 +99,10 @@ class Evaluator:
 
         It must not be called during another evaluation.
         """
-        self._begin(state_dict, (steps, None))
+        assert not self.busy
+        self._store.publish(state_dict)
+        self._steps, self.busy = steps, True
+        self._send_request()
 
     def play(
         self,
@@ -121,12 +120,12 @@ class Evaluator:
             protocol: Episodes, seeds and limits.
             watch: Called repeatedly with the number of episodes and of steps played.
         """
-        if self._gives_way:
+        if self._final != protocol:
             # Only privileged users may raise a process's priority, so a new process plays.
             self._await_video()
-            self._gives_way = False
+            self._final = protocol
             self._restart()
-        self._begin(state_dict, (0, protocol))
+        self.request(state_dict, 0)
         while (result := self.poll(timeout_s=_POLL_S)) is None:
             watch(int(self._played[1]), int(self._played[0]))
         return result
@@ -136,12 +135,6 @@ class Evaluator:
         until_s = time.monotonic() + STALL_S
         while self._played[2] and time.monotonic() < until_s and not self._supervisor.failures():
             time.sleep(_POLL_S)
-
-    def _begin(self, state_dict: Mapping[str, Tensor], request: _Request) -> None:
-        assert not self.busy
-        self._store.publish(state_dict)
-        self._request, self.busy = request, True
-        self._send_request()
 
     def poll(self, timeout_s: float = 0.0) -> EvaluationResult | None:
         """Return the result if it arrives within the time, else None."""
@@ -165,7 +158,7 @@ class Evaluator:
         self._answers, answers = pipe()
         self._supervisor.start(
             *(_NAME, run_evaluator, self._payload, self._store, self._progress),
-            *(requests, answers, self._gives_way),
+            *(requests, answers, self._final),
         )
         requests.close()
         answers.close()
@@ -174,7 +167,7 @@ class Evaluator:
     def _send_request(self) -> None:
         self._silent_s, self._checked_s, self._seen = 0.0, time.monotonic(), -1
         try:
-            self._requests.send(self._request)
+            self._requests.send(self._steps)
         except OSError:
             self._replace(self._failure())
 
@@ -249,46 +242,46 @@ def run_evaluator(
     progress: SharedBlock,
     requests: Connection,
     answers: Connection,
-    gives_way: bool,
+    final: EvaluationProtocol | None,
 ) -> None:
-    """Evaluate on request until the pipe is closed. Entry point of the process."""
-    if gives_way:
+    """Evaluate on request until the pipe is closed. Entry point of the process.
+
+    Args:
+        payload: The `EvaluationPlan`, pickled.
+        store: Weights of the policy to evaluate.
+        progress: Numbers of steps and episodes played, and whether a video is recorded.
+        requests: Receives the policy's steps, which name the video.
+        answers: Sends each `EvaluationResult`.
+        final: Protocol of evaluations after training, without videos; None for those of the plan,
+            which give way to training.
+    """
+    if final is None:
         _lower_priority()
     plan: EvaluationPlan = cloudpickle.loads(payload)
     model: Any = plan.build_model()
-    played = progress.array(np.int64, (3,))
+    played, protocol = progress.array(np.int64, (3,)), final or plan.protocol
 
     def watch(episodes: int, steps: int) -> None:
         played[:2] = steps, episodes
 
-    def answer(player: EpisodePlayer, request: _Request) -> None:
-        steps, final = request
-        newest = store.read()
-        assert newest is not None
-        model.load_state_dict(newest[1])
-        played[:] = 0
-        with torch_threads(policy_threads(plan.env_spec)) if final else nullcontext():
-            result = player.play(model, final or plan.protocol, watch)
-        # Not into a run that was removed meanwhile: its directory would be made again.
-        records = final is None and plan.record is not None and plan.videos.is_dir()
-        played[2] = records
-        answers.send(result)
-        if records:
-            assert plan.record is not None
-            plan.record(model, plan.videos / f"step_{steps:012d}{default_ending()}")
-            played[2] = 0
-
-    num_episodes, request = plan.protocol.episodes, None
-    with suppress(EOFError):
+    # Before the first request, so that environments that cannot be built fail at once.
+    player = EpisodePlayer(plan.env_spec, plan.build_env, protocol.episodes)
+    threads = torch_threads(policy_threads(plan.env_spec)) if final else nullcontext()
+    with closed_after(player), threads, suppress(EOFError):
         while True:
-            # Before the first request, so that environments that cannot be built fail at once.
-            player = EpisodePlayer(plan.env_spec, plan.build_env, num_episodes)
-            with closed_after(player):
-                request = request or requests.recv()
-                while (request[1] or plan.protocol).episodes == num_episodes:
-                    answer(player, request)
-                    request = requests.recv()
-            num_episodes = (request[1] or plan.protocol).episodes
+            steps: int = requests.recv()
+            newest = store.read()
+            assert newest is not None
+            model.load_state_dict(newest[1])
+            played[:] = 0
+            result = player.play(model, protocol, watch)
+            record = None if final else plan.record
+            # Not into a run that was removed meanwhile: its directory would be made again.
+            played[2] = record is not None and plan.videos.is_dir()
+            answers.send(result)
+            if record is not None and played[2]:
+                record(model, plan.videos / f"step_{steps:012d}{default_ending()}")
+                played[2] = 0
 
 
 class Candidates:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastrl.durable import make_directory, write_output, writing
 from fastrl.envs.actions import ActionBounds
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.errors import ConfigError, raised_as
 from fastrl.formats import check_policy_format
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import flatten, leaves, unflatten
@@ -66,19 +66,14 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"'{path}' is a directory; name a file")
     traced, run_in = (_onnx, _run_onnx) if format == "onnx" else (_torchscript, _run_torchscript)
-    try:
-        with warnings.catch_warnings():
-            # Warnings of both exporters; the comparison finds what they warn of.
-            warnings.simplefilter("ignore")
-            content = traced(_Actor(policy).eval().requires_grad_(False), policy)
-            difference = _difference(policy, run_in(content))
-    except FastrlError:
-        raise
-    except USERS_FAILURES as error:
-        problem = cause(error)[:_LONGEST_ERROR]
-        raise ConfigError(f"the policy cannot be exported as {format}: {problem}") from error
+    problem = f"the policy cannot be exported as {format}"
+    with raised_as(ConfigError, problem, _LONGEST_ERROR), warnings.catch_warnings():
+        # Warnings of both exporters; the comparison finds what they warn of.
+        warnings.simplefilter("ignore")
+        content = traced(_Actor(policy).eval().requires_grad_(False), policy)
+        difference = _difference(policy, run_in(content))
     if difference:
-        raise ConfigError(f"the policy cannot be exported as {format}: {difference}")
+        raise ConfigError(f"{problem}: {difference}")
     with writing(path):
         make_directory(path.parent)
         write_output(path, content)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastrl.closing import unwinding
 from fastrl.config import Config, config_to_yaml
@@ -25,7 +24,6 @@ from fastrl.durable import (
     new_directory,
     read_bounded,
     read_object,
-    require_no_links,
     write_and_sync,
     writing,
 )
@@ -34,6 +32,7 @@ from fastrl.imports import DISTRIBUTION, how_to_install
 from fastrl.runs import check_pull, check_push, locate, read_config
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.plotting import plot_runs
+from fastrl.training.run_directory import require_own_files
 from fastrl.training.trust import named_code
 
 CARD, CURVE = "README.md", "curve.png"
@@ -77,7 +76,7 @@ def push_run(
     """
     folder = check_push(repo)
     directory, name = locate(run, checkpoint)
-    _require_no_links(directory)
+    require_own_files(directory, "shared")
     shared = _Shared(directory, read_config(directory), name)
     if folder is not None:
         with new_directory(folder) as place:
@@ -116,7 +115,10 @@ def pull_run(
             _copy_shared(folder, place, target)
         else:
             _Hub().pull(str(repo), place, revision)
-        _require_run(place, repo)
+        config = _checked_run(place, repo)
+        with writing(target):
+            # With every key, so that the run needs no base file.
+            write_and_sync(place / "config.yaml", config_to_yaml(config).encode())
     return target
 
 
@@ -233,24 +235,19 @@ class _Hub:
         except ImportError as error:
             needed = f"a repository on the hub needs huggingface_hub: {how_to_install('hub')}"
             raise ConfigError(f"{needed}; a folder such as ./name needs no package") from error
-        self._client = huggingface_hub
         self._api = huggingface_hub.HfApi()
 
     def push(self, folder: Path, repo: str, private: bool) -> str:
         """Make one commit that adds the files of a folder and removes those of earlier pushes."""
-        files = {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
         with _reporting():
             url = self._api.create_repo(repo, exist_ok=True, private=private or None)
             earlier = [name for name in self._api.list_repo_files(repo) if _SHARED.fullmatch(name)]
-            operations: list[Any] = [
-                *(self._client.CommitOperationDelete(n) for n in earlier if n not in files),
-                *(self._client.CommitOperationAdd(n, path) for n, path in files.items()),
-            ]
-            self._api.create_commit(repo, operations, commit_message="Run of fastrl")
+            self._api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message="Run of fastrl",
+                delete_patterns=earlier,
+            )
             return str(url)
 
     def pull(self, repo: str, place: Path, revision: str | None) -> None:
@@ -279,7 +276,7 @@ def _reporting() -> Iterator[None]:
 
 
 def _copy_shared(folder: Path, place: Path, target: Path) -> None:
-    _require_no_links(folder)
+    require_own_files(folder, "shared")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if _SHARED.fullmatch(name) and path.is_file():
@@ -289,15 +286,6 @@ def _copy_shared(folder: Path, place: Path, target: Path) -> None:
                 (place / name).write_bytes(content)
 
 
-def _require_no_links(directory: Path) -> None:
-    try:
-        require_no_links(directory, ignored=("wandb",))
-    except OSError as error:
-        raise ConfigError(
-            f"'{error.filename or directory}' cannot be shared: {error.strerror or error}"
-        ) from None
-
-
 def _read(path: Path) -> bytes:
     try:
         return read_bounded(path)
@@ -305,13 +293,13 @@ def _read(path: Path) -> bytes:
         raise ConfigError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def _require_run(place: Path, repo: str | Path) -> None:
-    """Reject a directory without a readable configuration and a whole checkpoint."""
+def _checked_run(place: Path, repo: str | Path) -> Config:
+    """Return the configuration of a directory; reject one without a whole checkpoint."""
     if not (place / "config.yaml").is_file():
         raise ConfigError(f"'{repo}' contains no run of fastrl: config.yaml is missing")
     with _called(place, repo):
-        read_config(place)
         CheckpointStore(place / "checkpoints").load("last")
+        return read_config(place)
 
 
 @contextmanager

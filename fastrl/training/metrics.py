@@ -11,7 +11,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +30,7 @@ from fastrl.durable import (
     write_durably,
     writing,
 )
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.errors import ConfigError, cause, raised_as
 from fastrl.imports import how_to_install
 from fastrl.json_lines import row_of
 from fastrl.training.run_directory import RunDirectory
@@ -131,29 +130,21 @@ class _CustomSink:
     """
 
     def __init__(self, path: str, build: Callable[[], Sink]) -> None:
-        self._where = f"logging.loggers: '{path}'"
-        with self._one_line():
+        where = f"logging.loggers: '{path}'"
+        self._problem = f"{where} failed"
+        with raised_as(WriteError, self._problem):
             self._sink = build()
-        methods(self._where, self._sink, ("write", "close"))
+        methods(where, self._sink, ("write", "close"))
 
     def write(self, kind: str, row: Row) -> None:
         """See `Sink`."""
-        with self._one_line():
+        with raised_as(WriteError, self._problem):
             self._sink.write(kind, row)
 
     def close(self) -> None:
         """See `Sink`."""
-        with self._one_line():
+        with raised_as(WriteError, self._problem):
             self._sink.close()
-
-    @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        try:
-            yield
-        except FastrlError:
-            raise
-        except USERS_FAILURES as error:
-            raise WriteError(f"{self._where} failed: {cause(error)}") from error
 
 
 class JsonLines:

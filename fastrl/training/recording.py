@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from fastrl.durable import make_directory, writing
 from fastrl.envs.animation import Frame, animation
 from fastrl.envs.env_factory import EnvFactory
-from fastrl.errors import USERS_FAILURES, ConfigError, EnvError, FastrlError, cause
+from fastrl.errors import ConfigError, EnvError, raised_as
 from fastrl.formats import check_animation
 from fastrl.global_streams import seeded_streams
 from fastrl.imports import how_to_install
@@ -97,13 +97,13 @@ class Recorder:
         policy = TrainedPolicy(model, self.env_spec, self.factory.action_bounds, protocol.seed)
         steps = 0
         for seed in protocol.episode_seeds():
-            with blaming(self.factory.name):
+            with raised_as(EnvError, f"'{self.factory.name}' failed"):
                 observation, _ = env.reset(seed=seed)
             yield drawn(env, self.factory.name)
             total, over, state = 0.0, False, None
             while not over and steps < self.max_steps:
                 action, state = policy.act(observation, state, deterministic=protocol.deterministic)
-                with blaming(self.factory.name):
+                with raised_as(EnvError, f"'{self.factory.name}' failed"):
                     observation, reward, terminated, truncated, _ = env.step(action)
                     total, steps = total + float(reward), steps + 1
                     over = bool(terminated or truncated)
@@ -111,21 +111,6 @@ class Recorder:
             returns.append(total)
             if steps >= self.max_steps:
                 return
-
-
-@contextmanager
-def blaming(name: str) -> Iterator[None]:
-    """Turn what an environment raises in the block into one line that names it.
-
-    Raises:
-        EnvError: It raised.
-    """
-    try:
-        yield
-    except FastrlError:
-        raise
-    except USERS_FAILURES as error:
-        raise EnvError(f"'{name}' failed: {cause(error)}") from error
 
 
 def unfinished(videos: Path) -> list[Path]:

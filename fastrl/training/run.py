@@ -149,7 +149,7 @@ def _train(
             run = stack.enter_context(closing(make_run_directory(config, name)))
         path = Path(ranks.broadcast(run and str(run.path)))
         config = config.model_copy(update={"run_dir": str(path)})
-        return TrainedRun(path, config, session.run(run or path))
+        return TrainedRun(path, config, session.run(path, run))
 
 
 @without_hangups()
@@ -235,7 +235,7 @@ def _resume(
             directory.write_summary(None)
             if start is not None:
                 store.set_aside_after(start.name)
-        return TrainedRun(path, config, session.run(directory or path))
+        return TrainedRun(path, config, session.run(path, directory))
 
 
 def _changed(path: Path, overrides: Sequence[str], ranks: Ranks) -> Config:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl import registry
+from fastrl.closing import closing_on_error
 from fastrl.config import Config, config_to_yaml
 from fastrl.durable import (
     WriteError,
@@ -18,7 +19,7 @@ from fastrl.durable import (
     write_durably,
     writing,
 )
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError
 from fastrl.runs import LOCK, VERSIONS, locked, locked_for_new_run, new_run_path
 from fastrl.spec import EnvSpec
 from fastrl.system import machine, versions
@@ -70,19 +71,14 @@ class RunDirectory:
         with writing(path, ConfigError):
             make_directory(path)
         run = cls(path, locked_for_new_run(path))
-        try:
-            require_own_files(path)
-            with writing(path):
-                run.checkpoints.mkdir(exist_ok=True)
+        with closing_on_error(run):
+            run._check()
             known: dict[str, Any] = {"versions": versions(), "machine": machine()}
             if plugins := registry.plugin_versions():
                 known["plugins"] = plugins
             _replace(path / VERSIONS, json_bytes(known))
             # Written last, because it makes the directory a run.
             run.write_config(config)
-        except FastrlError:
-            run.close()
-            raise
         return run
 
     @classmethod
@@ -93,14 +89,15 @@ class RunDirectory:
             ConfigError: It is not a run, is in use, or contains links to other directories.
         """
         run = cls(path, locked(path))
-        try:
-            require_own_files(path)
-            with writing(path):
-                run.checkpoints.mkdir(exist_ok=True)
-        except FastrlError:
-            run.close()
-            raise
+        with closing_on_error(run):
+            run._check()
         return run
+
+    def _check(self) -> None:
+        """Reject links, and make the directory of checkpoints if it is missing."""
+        require_own_files(self.path)
+        with writing(self.path):
+            self.checkpoints.mkdir(exist_ok=True)
 
     def require(self) -> None:
         """Check that the directory is still there, before something is written to it.
@@ -152,8 +149,12 @@ def _replace(file: Path, content: bytes | None) -> None:
             write_durably(file, content)
 
 
-def require_own_files(path: Path) -> None:
+def require_own_files(path: Path, purpose: str = "written to") -> None:
     """Reject a run directory with symbolic links, except those of wandb.
+
+    Args:
+        path: The directory.
+        purpose: What it cannot be with links, for errors.
 
     Raises:
         ConfigError: It contains one.
@@ -162,8 +163,8 @@ def require_own_files(path: Path) -> None:
         require_no_links(path, ignored=("wandb",))
     except OSError as error:
         raise ConfigError(
-            f"'{error.filename or path}' cannot be written to: {error.strerror or error}; a run "
-            "writes only inside its directory"
+            f"'{error.filename or path}' cannot be {purpose}: {error.strerror or error}; a run "
+            "has its files only inside its directory"
         ) from None
 
 

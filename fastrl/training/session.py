@@ -170,11 +170,12 @@ class TrainingSession:
             # In a separate process, since drawing may start threads and allocate GPU memory.
             call_in_child(self._record.check, start_s)
 
-    def run(self, directory: RunDirectory | Path) -> SessionOutcome:
+    def run(self, path: Path, directory: RunDirectory | None) -> SessionOutcome:
         """Train, evaluate the result, and save both.
 
         Args:
-            directory: Run directory; on ranks other than 0 its path.
+            path: Path of the run directory.
+            directory: Run directory; None on ranks other than 0.
 
         Raises:
             WorkerError: A process failed, or a rank is lost; the run is saved.
@@ -182,7 +183,8 @@ class TrainingSession:
             FastrlError: Learning diverged; the checkpoints before it are kept.
         """
         config, learner = self._config, self._learner
-        if isinstance(directory, RunDirectory):
+        self._path = path
+        if directory is not None:
             directory.write_spec(self._plan.env_spec)
         with ExitStack() as stack:
             self._open(directory, stack)
@@ -192,7 +194,7 @@ class TrainingSession:
             sampler = None if is_trained else self._start_sampler(training)
             if is_trained:
                 self._call("on_start")
-            if self._evaluates and isinstance(directory, RunDirectory):
+            if self._evaluates and directory is not None:
                 self._start_evaluator(directory, stack)
             if sampler is not None:
                 finished = self._train(sampler)
@@ -203,7 +205,7 @@ class TrainingSession:
             # Only rank 0 plays the final evaluation.
             self._ranks.close()
             steps, wall_s = learner.steps, self._window.wall_s
-            if not isinstance(directory, RunDirectory):
+            if directory is None:
                 return SessionOutcome(steps, wall_s)
             result = None if self._candidates is None else self._evaluate_final(self._candidates)
             interrupted = self._interrupts.requested
@@ -294,7 +296,7 @@ class TrainingSession:
         if self._ranks.leads:
             self._extensions.call(self._context, hook, *args)
 
-    def _open(self, directory: RunDirectory | Path, stack: ExitStack) -> None:
+    def _open(self, directory: RunDirectory | None, stack: ExitStack) -> None:
         """Open the objects that observe training; the stack closes them."""
         config, learner, extensions = self._config, self._learner, self._extensions
         is_repeated = self._ranks.size > 1
@@ -302,13 +304,12 @@ class TrainingSession:
         self._ranks.follow(self._interrupts)
         self._window = Window(**self._counted)
         self._journal: RunJournal | None = None
-        self._path = directory.path if isinstance(directory, RunDirectory) else directory
         name = f"{config.env.id}   {config.algorithm.name.upper()}   seed {config.seed}"
         title, every_s = f"{name}   {self._path}", config.logging.every_s
         self._progress = stack.enter_context(
             Progress(self._console, title, config.total_steps, every_s)
         )
-        if isinstance(directory, RunDirectory):
+        if directory is not None:
             self._open_journal(directory, stack)
         calls = extensions.env_calls
         self._context = RunContext(config, self._path, learner, self._window, calls)
@@ -317,7 +318,7 @@ class TrainingSession:
             self._path / "checkpoints",
             config.checkpoint.keep_last,
             lambda path: self._call("on_checkpoint", path),
-            directory.require if isinstance(directory, RunDirectory) else lambda: None,
+            lambda: None if directory is None else directory.require(),
         )
         self._saver = Saver(config, learner, self._window, self._store, extensions, self._ranks)
 

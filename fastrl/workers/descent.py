@@ -40,33 +40,16 @@ def ignore_signal(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def _handled(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Handle signals in the block, if it runs in the main thread."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {each: signal.signal(each, handler) for each in numbers if is_main}
+def without_hangups() -> Iterator[None]:
+    """Ignore SIGHUP in the block, if it runs in the main thread."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, ignore_signal)
     try:
         yield
     finally:
-        for each, handled in before.items():
-            signal.signal(each, handled)
-
-
-@contextlib.contextmanager
-def without_hangups() -> Iterator[None]:
-    """Ignore SIGHUP in the block, if it runs in the main thread."""
-    with _handled([each for each in OF_GROUPS if each.name == "SIGHUP"], ignore_signal):
-        yield
-
-
-@contextlib.contextmanager
-def as_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGTERM and SIGHUP as for SIGINT, so that files are removed.
-
-    It applies only in the main thread, and not to ignored signals, as under ``nohup``.
-    """
-    heard = [each for each in OF_GROUPS if signal.getsignal(each) is not signal.SIG_IGN]
-    with _handled(heard, signal.default_int_handler):
-        yield
+        signal.signal(signal.SIGHUP, before)
 
 
 class NoThreadError(FastrlError):

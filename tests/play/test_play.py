@@ -22,6 +22,7 @@ from PIL import Image
 
 import fastrl
 from fastrl import cli
+from fastrl.closing import Terminated
 from fastrl.datasets import load_demonstrations
 from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.errors import ConfigError, EnvError
@@ -252,17 +253,21 @@ class Interrupting(Recorded):
 
     def wait(self, seconds):
         if not super().wait(seconds):
-            os.kill(os.getpid(), self._number)
+            signal.raise_signal(self._number)
         return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_a_recording_and_keep_finished_episodes(tmp_path, number):
-    found = signal.signal(number, signal.default_int_handler)  # it may be ignored, as under nohup
-    with pytest.raises(KeyboardInterrupt):
+def test_signals_end_a_recording_and_keep_finished_episodes(tmp_path, number, monkeypatch):
+    is_interrupt, ended_by = number == signal.SIGINT, []
+    handler = signal.default_int_handler if is_interrupt else signal.SIG_DFL
+    found = signal.signal(number, handler)  # it may be ignored, as under nohup
+    monkeypatch.setattr(os, "kill", lambda _, number: ended_by.append(number))
+    with pytest.raises(KeyboardInterrupt if is_interrupt else Terminated):
         recorded(tmp_path / "set", Interrupting(number, steps=8, keys={"right"}))
     assert len(minari.MinariDataset(tmp_path / "set" / "data")) == 1
-    assert signal.signal(number, found) == signal.default_int_handler
+    assert ended_by == ([] if is_interrupt else [number])
+    assert signal.signal(number, found) == handler
 
 
 class BreaksLater(Clockwork):

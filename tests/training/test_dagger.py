@@ -207,12 +207,9 @@ class Signposted(torch.nn.Module):
 
 
 def in_the_maze(path, **sections):
-    return small_run(
-        path,
-        env={"id": "MaskedTMaze-v0", "kwargs": {"length": 4}},
-        evaluation={"final_episodes": 40, "every_steps": 100_000},
-        **sections,
-    )
+    evaluation = {"final_episodes": 40, "every_steps": 100_000}
+    env = {"id": "MaskedTMaze-v0", "kwargs": {"length": 4}}
+    return small_run(path, **{"env": env, "evaluation": evaluation, **sections})
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +251,7 @@ def test_a_resumed_memory_learns_from_the_episodes_of_one_session(signposted, tm
             tmp_path / name,
             model={"hidden_sizes": (8,), "recurrent": "gru", "recurrent_size": 8},
             algorithm={**section, "minibatch_size": 32},
+            evaluation={"enabled": False},
             total_steps=steps,
         )
 

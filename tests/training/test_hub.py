@@ -17,6 +17,7 @@ import yaml
 
 from fastrl.cli import main
 from fastrl.errors import ConfigError
+from fastrl.runs import read_config
 from fastrl.training import (
     CheckpointError,
     evaluate_run,
@@ -116,6 +117,15 @@ class Secretive:
 
     def close(self):
         pass
+
+
+def test_pulled_run_needs_no_other_file(shared, tmp_path):
+    base = tmp_path / "base.yaml"
+    (shared / "config.yaml").rename(base)
+    (shared / "config.yaml").write_text(f"base: {base}\nseed: 7\n")
+    pulled = pull_run(shared, tmp_path / "theirs")
+    base.unlink()
+    assert read_config(pulled).seed == 7
 
 
 def test_pulled_run_imports_code_only_if_it_is_trusted(shared, tmp_path, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import imageio.v2 as imageio
 import pytest
@@ -146,7 +147,7 @@ def test_video_appears_when_it_is_complete_and_not_after_an_error(tmp_path, monk
     monkeypatch.setattr(Clockwork, "render", failing)
     with pytest.raises(EnvError, match="lost"):
         recorder()(model(), tmp_path / "x.gif")
-    assert [".x.gif"] in seen
+    assert [f".x.{os.getpid()}.gif"] in seen
     assert not list(tmp_path.iterdir())
 
 
