@@ -374,7 +374,6 @@ class Steps:
             is_absorbing=is_absorbing.to(device),
             ends=ends.to(device),
             mask=None if self.mask is None else self.mask[source].to(device),
-            source=source,
             log_prob=None if self.log_prob is None else self.log_prob[source].to(device),
         )
 
@@ -395,7 +394,6 @@ class Rows:
         is_absorbing: ``[n] bool``: True in the absorbing state.
         ends: ``[n] bool``: True if the step leads to the absorbing state.
         mask: ``[n, choices] bool`` or None.
-        source: ``[n] int64``: see `Steps.sources`; on the device of the steps.
         log_prob: ``[n] float32`` or None; arbitrary in the absorbing state.
     """
 
@@ -405,7 +403,6 @@ class Rows:
     is_absorbing: Tensor
     ends: Tensor
     mask: Tensor | None
-    source: Tensor
     log_prob: Tensor | None
 
 
