@@ -377,7 +377,6 @@ class Steps:
             is_absorbing=is_absorbing.to(device),
             ends=ends.to(device),
             mask=None if self.mask is None else self.mask[source].to(device),
-            source=source,
             log_prob=None if self.log_prob is None else self.log_prob[source].to(device),
         )
 
@@ -398,7 +397,6 @@ class Rows:
         is_absorbing: ``[n] bool``: True in the absorbing state.
         ends: ``[n] bool``: True if the step leads to the absorbing state.
         mask: ``[n, choices] bool`` or None.
-        source: ``[n] int64``: see `Steps.sources`; on the device of the steps.
         log_prob: ``[n] float32`` or None; arbitrary in the absorbing state.
     """
 
@@ -408,7 +406,6 @@ class Rows:
     is_absorbing: Tensor
     ends: Tensor
     mask: Tensor | None
-    source: Tensor
     log_prob: Tensor | None
 
 

@@ -26,12 +26,13 @@ from fastrl.learning.objective_kernels import COLUMNS, METRICS
 from fastrl.learning.shared_gradients import custom_forward
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.inference.lanes import LANES
+from fastrl.models.inference.layers import IDENTITY, RELU, TANH
 from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind
 from fastrl.models.policy import ActorCritic, PolicyModel
 from fastrl.models.recurrent import RecurrentCore
 from fastrl.spec import ACTION_MASK
 
-_ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: kernel.TANH, nn.ReLU: kernel.RELU}
+_ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: TANH, nn.ReLU: RELU}
 _NOTHING = torch.empty(0)
 _PLACES = {name: place for place, name in enumerate(kernel.PROGRAM.names or ())}
 
@@ -182,10 +183,12 @@ class MLPProgram:
             (linear, _ACTIVATIONS[type(activation)])
             for linear, activation in zip(modules[::2], modules[1::2], strict=True)
         ]
-        layers += [(head, kernel.IDENTITY) for head in heads]
+        layers += [(head, IDENTITY) for head in heads]
         records = np.zeros(len(layers), kernel.LAYER)
         for number, (linear, activation) in enumerate(layers):
             outputs, record = kernel.padded(linear.out_features), records[number]
+            gradients = [self._gradient_of(each) for each in (linear.weight, linear.bias)]
+            self._memory += gradients
             is_hidden, has_options = number < len(modules) // 2, not number and self._has_options
             num_inputs = len(self._others) if not number else linear.in_features
             target, gradient = (self._buffer(outputs, kernel.TILE) for _ in range(2))
@@ -193,11 +196,13 @@ class MLPProgram:
             found = {
                 "weight": linear.weight.data_ptr(),
                 "bias": linear.bias.data_ptr(),
-                "weight_gradient": self._gradient_of(linear.weight).data_ptr(),
-                "bias_gradient": self._gradient_of(linear.bias).data_ptr(),
+                "weight_gradient": gradients[0].data_ptr(),
+                "bias_gradient": gradients[1].data_ptr(),
                 "num_inputs": num_inputs if has_options else linear.in_features,
                 "num_outputs": linear.out_features,
                 "activation": activation,
+                "option_step": 4,
+                "option_row": 4 * linear.in_features,
                 "source": source[0],
                 "source_rows": source[1],
                 "source_gradient": source[2],
@@ -208,9 +213,9 @@ class MLPProgram:
                 "sums": self._buffer(outputs, kernel.padded(linear.in_features)),
             }
             if has_options:
-                found["num_options"] = linear.in_features - num_inputs
+                found["options"] = linear.weight.data_ptr()
                 found["others"] = self._others.data_ptr()
-                found["narrow"] = self._buffer(outputs, kernel.padded(num_inputs))
+                found["weight"] = self._buffer(outputs, kernel.padded(num_inputs))
             for name, content in found.items():
                 record[name] = content
             if is_hidden:

@@ -41,9 +41,9 @@ def why_not_network(model: PolicyModel) -> str | None:
 class MLPNetworkEngine(AutogradEngine):
     """Computes the same as `AutogradEngine`, if `why_not_network` returns None.
 
-    A loss may differentiate the network itself, as a penalty on gradients does. The first minibatch
-    shows whether it does; if so, the network is one operation of autograd. Otherwise its outputs
-    are leaves of autograd from then on, which takes less time.
+    The outputs of the network are leaves of autograd. A loss may differentiate the network itself,
+    as a penalty on gradients does; if the first minibatch shows that it does, all is computed by
+    autograd.
 
     Args:
         algorithm: Its loss.
@@ -62,9 +62,8 @@ class MLPNetworkEngine(AutogradEngine):
         super().__init__(algorithm, model, parameters, compiled=False, bf16=False)
         self._compiled, self._model = compiled, model
         self._network = _Network(model, parameters.gradient, has_value=algorithm.uses_value)
-        self._policy = cast(PolicyModel, _CompiledPolicy(model, self._network))
         self._program: Callable[..., Any] | None = None
-        self._has_leaves: bool | None = None
+        self._is_differentiated: bool | None = None
         self._inputs: tuple[Tensor, Tensor | None] = _NOTHING, None
         self._index, self._leaves = _NOTHING, cast(tuple[Tensor, ...], ())
         self._by_known: list[Tensor] = []
@@ -76,16 +75,17 @@ class MLPNetworkEngine(AutogradEngine):
 
     def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the metrics of a minibatch; see `GradientEngine`."""
-        if not self._has_leaves:
-            reported = super().forward(index, own)
-            if self._has_leaves is None:
-                self._has_leaves = not self._network.was_differentiated
-                if self._compiled and not self._has_leaves:
-                    self._give_up("it differentiates the network")
-            return reported
-        known, self._index = self._network.outputs(*self._inputs, index), index
         given = self._batch, index, self._scheduled, own
-        numbers = self._by_program(given, known) if self._compiled else None
+        if self._is_differentiated is None:
+            self._is_differentiated = self._differentiates_network(given)
+            if self._is_differentiated and self._compiled:
+                self._give_up("it differentiates the network")
+        if self._is_differentiated:
+            return super().forward(index, own)
+        known, self._index = self._network.outputs(*self._inputs, index), index
+        # Names and shapes of the first loss are checked outside of a compiled program.
+        is_compiled = self._compiled and self.metrics
+        numbers = self._by_program(given, known) if is_compiled else None
         if numbers is None:
             self._leaves = tuple(output.requires_grad_() for output in known)
             loss = self._loss_of(given, self._leaves)
@@ -95,29 +95,45 @@ class MLPNetworkEngine(AutogradEngine):
 
     def backward(self) -> None:
         """Write the gradient of the last `forward`."""
-        self._network.writes = True
-        try:
-            if self._total is not None:
-                super().backward()
-                by_known = [leaf.grad for leaf in self._leaves]
-            else:
-                self._parameters.gradient.zero_()
-                by_known = [*self._by_known[:2]]
-                for gradient in self._by_known[2:]:
-                    gradient_of(self._model.distribution.log_std).copy_(gradient)
-            if by_known:
-                by_outputs, by_values = by_known
-                by_values = by_values if self._network.has_value else None
-                self._network.gradients(*self._inputs, by_outputs, by_values, self._index)
-        finally:
-            self._network.writes = False
-            self._leaves, self._by_known = (), []
+        if self._total is not None:
+            super().backward()
+            by_known = [leaf.grad for leaf in self._leaves]
+        else:
+            self._parameters.gradient.zero_()
+            by_known = [*self._by_known[:2]]
+            for gradient in self._by_known[2:]:
+                gradient_of(self._model.distribution.log_std).copy_(gradient)
+        if by_known:
+            by_outputs, by_values = by_known
+            by_values = by_values if self._network.has_value else None
+            self._network.add_gradient(*self._inputs, self._index, by_outputs, by_values)
+        self._leaves, self._by_known = (), []
 
     def release(self) -> None:
         """Drop the batch and tensors computed from it."""
         super().release()
         self._inputs, self._index = (_NOTHING, None), _NOTHING
         self._leaves, self._by_known = (), []
+
+    def _differentiates_network(self, given: _Given) -> bool:
+        """Return whether the loss asks autograd for gradients that pass through the network."""
+        found: list[Tensor] = []
+
+        def watch(_: nn.Module, inputs: Any, given: Any, outputs: tuple[Tensor, ...]) -> None:
+            # Gradients by observations are computed by the plain network in any case.
+            observation, *_others = *inputs, *given.values()
+            if not any(leaf.requires_grad for leaf in observation.values()):
+                for output in filter(lambda each: each.requires_grad, outputs):
+                    output.register_hook(found.append)
+
+        watching = self._model.register_forward_hook(watch, with_kwargs=True)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                minibatch = minibatch_of(self._algorithm, *given)
+                self._algorithm.loss(minibatch, self._model)
+        finally:
+            watching.remove()
+        return bool(found)
 
     def _loss_of(self, given: _Given, known: tuple[Tensor, ...]) -> Loss:
         """Return the loss as a function of known outputs; see `_CompiledPolicy`."""
@@ -165,6 +181,7 @@ class MLPNetworkEngine(AutogradEngine):
         """Return whether the loss depends on parameters other than through the known outputs."""
         log_std = self._model.distribution.log_std
         others = [p for p in self._parameters.parameters if p is not log_std]
+        others.append(self._network.anchor)
         with torch.random.fork_rng(devices=[]):
             leaves = tuple(output.detach().requires_grad_() for output in known)
             total = self._loss_of(given, leaves).total
@@ -205,7 +222,7 @@ class _CompiledPolicy:
     Args:
         model: The model.
         network: Its bodies and heads.
-        minibatch: Minibatch whose outputs are known, if any.
+        minibatch: Minibatch whose outputs are known.
         known: The outputs ``[n, P]`` and values ``[n]`` for its observations; and log standard
             deviations in place of the model's, if any.
     """
@@ -214,8 +231,8 @@ class _CompiledPolicy:
         self,
         model: ActorCritic,
         network: _Network,
-        minibatch: Minibatch | None = None,
-        known: tuple[Tensor, ...] = (),
+        minibatch: Minibatch,
+        known: tuple[Tensor, ...],
     ) -> None:
         self._model, self._network = model, network
         self._minibatch, self._known = minibatch, known[:2]
@@ -226,14 +243,14 @@ class _CompiledPolicy:
         return getattr(self._model, name)
 
     def __call__(self, observation: Mapping[str, Tensor], *_: Tensor | None) -> tuple[Tensor, ...]:
-        if any(leaf.requires_grad for leaf in observation.values()):
+        if any(leaf.requires_grad or not leaf.numel() for leaf in observation.values()):
             return cast(tuple[Tensor, ...], self._model(observation))
-        if self._minibatch is not None and observation is self._minibatch.observation:
+        if observation is self._minibatch.observation:
             # Copies, as a loss may change outputs in place, but leaves must not change.
             return tuple(output.clone() for output in self._known)
         leading, leaves = self._model._leaves(observation)
         outputs, values = _Outputs.apply(  # type: ignore[no-untyped-call]
-            self._network, observation, leaves, *self._network.parameters
+            self._network, leaves, self._network.anchor
         )
         return outputs.reshape(*leading, outputs.shape[1]), values.reshape(leading)
 
@@ -245,105 +262,80 @@ class _Network:
 
     Attributes:
         model: The model.
-        parameters: Parameters of bodies and heads.
-        writes: Whether `gradients` adds to ``total`` and returns nothing, which saves autograd
-            an operation for each parameter.
-        was_differentiated: Whether a loss asked autograd for gradients by the network's parameters.
+        has_value: Whether values of a separate body are computed; they are 0 otherwise.
+        anchor: ``[0]``: stands for the parameters in autograd, which takes less time for one tensor
+            than for all.
 
     Args:
         model: The model.
         total: ``[P]``: the vector of which the gradients of parameters are views.
-        has_value: Whether values of a separate body are computed; they are 0 otherwise.
+        has_value: See the attribute.
     """
 
     def __init__(self, model: ActorCritic, total: Tensor, *, has_value: bool) -> None:
         self.model, self.has_value = model, has_value
-        self.writes = self.was_differentiated = False
-        parts = (model.actor_body, model.critic_body, model.actor_head, model.critic_head)
-        self.parameters: list[nn.Parameter] = [
-            parameter for part in parts if part is not None for parameter in part.parameters()
-        ]
+        self.anchor = torch.empty(0, requires_grad=True)
         self._total, self._gradient = total, torch.zeros_like(total)
-        self._gradients = [self._part_of(parameter) for parameter in self.parameters]
-        parts_of: dict[Tensor, Tensor] = dict(zip(self.parameters, self._gradients, strict=True))
-        self._program = MLPProgram(model, parts_of.__getitem__, kernel.OUTPUTS)
-        self._rows = torch.empty(0, dtype=torch.int64)
-        of_value: set[int] = set()
-        if model.critic_body is not None:
-            critic = (*model.critic_body.parameters(), *model.critic_head.parameters())
-            of_value = {id(parameter) for parameter in critic}
-        self._is_of_value = [id(parameter) in of_value for parameter in self.parameters]
-        self._num_towers = 2 if of_value else 1
+        self._program = MLPProgram(model, self._part_of, kernel.OUTPUTS)
+        self._num_towers = 1 if model.critic_body is None else 2
 
     def outputs(
-        self, inputs: Tensor, options: Tensor | None, index: Tensor | None = None
+        self, inputs: Tensor, options: Tensor | None, index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the outputs ``[n, P]`` of the policy's head, and those ``[n]`` of the value's.
 
         Args:
             inputs: See `encoded`.
             options: See `encoded`.
-            index: ``[n]``: rows to compute; None for all.
+            index: ``[n]``: rows to compute.
         """
-        rows = (inputs if index is None else index).shape[0]
-        outputs = torch.empty(rows, self.model.actor_head.out_features)
-        values = torch.zeros(rows)
+        outputs = torch.empty(len(index), self.model.actor_head.out_features)
+        values = torch.zeros(len(index))
         self._run(kernel.OUTPUTS, inputs, options, index, outputs, values, self.has_value)
         return outputs, values
 
-    def gradients(
+    def add_gradient(
         self,
         inputs: Tensor,
         options: Tensor | None,
+        index: Tensor,
         by_outputs: Tensor | None,
         by_values: Tensor | None,
-        index: Tensor | None = None,
-    ) -> list[Tensor | None]:
-        """Return the gradients by the parameters from those by the outputs.
+    ) -> None:
+        """Add the gradient by the parameters to ``total``, from that by the outputs.
+
+        The hidden layers of the rows are computed again, which takes less time than writing them to
+        memory and reading them.
 
         Args:
             inputs: See `encoded`.
             options: See `encoded`.
+            index: ``[n]``: rows to compute.
             by_outputs: ``[n, P]``; None if the loss does not depend on these outputs.
             by_values: ``[n]``; None if the loss does not depend on values; a separate value body is
                 not computed then.
-            index: ``[n]``: rows to compute; None for all.
         """
-        has_value, rows = by_values is not None, (inputs if index is None else index).shape[0]
+        has_value = by_values is not None
         if by_outputs is None:
-            by_outputs = torch.zeros(rows, self.model.actor_head.out_features)
+            by_outputs = torch.zeros(len(index), self.model.actor_head.out_features)
         if by_values is None:
-            by_values = torch.zeros(rows)
+            by_values = torch.zeros(len(index))
+            self._gradient.zero_()
         by_outputs, by_values = by_outputs.contiguous(), by_values.contiguous()
         self._run(kernel.GRADIENTS, inputs, options, index, by_outputs, by_values, has_value)
-        found = zip(self._gradients, self._is_of_value, strict=True)
-        if not self.writes:
-            return [x.clone() if has_value or not of_value else None for x, of_value in found]
-        if not has_value:
-            for gradient, of_value in found:
-                if of_value:
-                    gradient.zero_()
         self._total += self._gradient
-        return [None] * len(self.parameters)
 
     def _run(
         self,
         kind: int,
         inputs: Tensor,
         options: Tensor | None,
-        index: Tensor | None,
+        index: Tensor,
         outputs: Tensor,
         values: Tensor,
         has_value: bool,
     ) -> None:
         """Compute all towers, or only the policy's, which is the first."""
-        if index is None:
-            if not len(inputs):
-                self._gradient.zero_()
-                return
-            if len(self._rows) != len(inputs):
-                self._rows = torch.arange(len(inputs))
-            index = self._rows
         self._program.read(inputs, options)
         self._program.write(
             kind=kind,
@@ -362,40 +354,18 @@ class _Network:
 
 
 class _Outputs(torch.autograd.Function):
-    """The outputs of a `_Network`.
-
-    The backward pass computes the hidden layers of its rows again, which takes less time than
-    writing them to memory and reading them.
-    """
+    """The outputs of a `_Network` for other observations than the minibatch's."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        network: _Network,
-        observation: Mapping[str, Tensor],
-        leaves: list[Tensor],
-        *parameters: Tensor,
+        ctx: Any, network: _Network, leaves: list[Tensor], anchor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.network, ctx.observation = network, observation
-        ctx.encoded = encoded(network.model, leaves)
+        ctx.network, ctx.encoded = network, encoded(network.model, leaves)
+        ctx.index = torch.arange(len(leaves[0]))
         ctx.set_materialize_grads(False)
-        return network.outputs(*ctx.encoded)
+        return network.outputs(*ctx.encoded, ctx.index)
 
     @staticmethod
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        network: _Network = ctx.network
-        network.was_differentiated |= not network.writes
-        if not torch.is_grad_enabled():
-            return None, None, None, *network.gradients(*ctx.encoded, *by_outputs)
-        # With `create_graph` the gradient is differentiated, too.
-        parameters, values = network.model(ctx.observation)
-        outputs = zip((parameters.flatten(0, -2), values.flatten()), by_outputs, strict=True)
-        used = [(output, gradient) for output, gradient in outputs if gradient is not None]
-        gradients = torch.autograd.grad(
-            [output for output, _ in used],
-            network.parameters,
-            [gradient for _, gradient in used],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        return None, None, None, *gradients
+        ctx.network.add_gradient(*ctx.encoded, ctx.index, *by_outputs)
+        return None, None, torch.empty(0)

@@ -31,7 +31,7 @@ from fastrl.learning.objective_kernels import (
     moments,
     value_terms,
 )
-from fastrl.models.inference import lanes
+from fastrl.models.inference import lanes, layers
 from fastrl.models.inference.lanes import (
     LANE_BYTES,
     LANES,
@@ -49,14 +49,20 @@ from fastrl.models.inference.lanes import (
     read_float32,
     read_int64,
     release_int64,
-    splat,
     store,
     sub,
-    tanh,
     total,
     transpose,
     write_float32,
     write_int64,
+)
+from fastrl.models.inference.layers import (
+    IDENTITY,
+    RELU,
+    TANH,
+    activate,
+    add_options,
+    multiply,
 )
 
 Record = Any
@@ -68,7 +74,6 @@ TILE = 64
 """Rows that are computed together."""
 _TILE_BYTES = 4 * TILE
 
-IDENTITY, TANH, RELU = range(3)
 CATEGORICAL, GAUSSIAN, OUTPUTS, GRADIENTS = range(4)
 """Tasks: the known loss and its gradient, for either kind of action; the outputs of the heads; or
 the gradient of the weights from the gradient by the outputs."""
@@ -125,26 +130,23 @@ TOWER = _record(
 """A body and its heads."""
 
 LAYER = _record(
-    "weight",  # [outputs, all inputs] float32, options included
-    "bias",  # [outputs] float32
+    *layers.LAYER,
     "weight_gradient",
     "bias_gradient",
-    "num_inputs",  # without options
-    "num_outputs",
-    "activation",
-    "source",  # [padded inputs, TILE] float32
     "source_rows",  # [TILE, padded inputs] float32: the same
     "source_gradient",  # [padded inputs, TILE] float32, or 0 if it is not needed
     "is_last_reader",  # of the source: writes its gradient first
-    "target",  # [padded outputs, TILE] float32
     "target_rows",  # [TILE, padded outputs] float32: the same, or 0 for heads
     "gradient",  # [padded outputs, TILE] float32: by the target
     "sums",  # [outputs, padded inputs] float32: gradient of the weights
-    "num_options",  # of all choices; 0 in all but first layers
-    "others",  # [num_inputs] int64: columns of the inputs among weights, if there are options
-    "narrow",  # [outputs, num_inputs] float32: weights of the inputs, if there are options
+    "others",  # [num_inputs] int64: columns of the inputs among all weights, if there are options
 )
-"""A linear layer and its activation. Numbers are padded to multiples of `LANES`, with zeros."""
+"""A linear layer and its activation. Numbers are padded to multiples of `LANES`, with zeros.
+
+Source and target are ``[padded inputs, TILE]`` and ``[padded outputs, TILE]``. The stride of all
+weights and of their gradient is ``option_row``. With wide choices ``weight`` is a copy of those of
+the inputs.
+"""
 
 
 @jitted
@@ -177,43 +179,14 @@ def _gather(program: Record, tower: Record, index: int, count: int) -> None:
 
 
 @jitted
-def _activate(layer: Record, registers: int) -> None:
-    for output in range(layer.num_outputs):
-        start = layer.target + output * _TILE_BYTES
-        if layer.activation == TANH:
-            for address in range(start, start + registers * LANE_BYTES, LANE_BYTES):
-                store(address, tanh(load(address)))
-        elif layer.activation == RELU:
-            for address in range(start, start + registers * LANE_BYTES, LANE_BYTES):
-                x = load(address)
-                store(address, choose(x, fill(0.0), fill(0.0), x))
-
-
-@jitted
-def _add_options(program: Record, layer: Record, index: int, count: int) -> None:
-    """Add the weights of each row's chosen options."""
-    row_bytes = 4 * (layer.num_inputs + layer.num_options)
-    for row in range(count):
-        options = program.options + read_int64(index + 8 * row) * 8 * program.num_choices
-        for k in range(program.num_choices):
-            weight = layer.weight + 4 * read_int64(options + 8 * k)
-            target = layer.target + 4 * row
-            for output in range(layer.num_outputs):
-                address = target + output * _TILE_BYTES
-                number = read_float32(weight + output * row_bytes)
-                write_float32(address, read_float32(address) + number)
-
-
-@jitted
 def _add_option_gradients(program: Record, layer: Record, index: int, count: int) -> None:
-    row_bytes = 4 * (layer.num_inputs + layer.num_options)
     for row in range(count):
         options = program.options + read_int64(index + 8 * row) * 8 * program.num_choices
         for k in range(program.num_choices):
             target = layer.weight_gradient + 4 * read_int64(options + 8 * k)
             gradient = layer.gradient + 4 * row
             for output in range(layer.num_outputs):
-                address = target + output * row_bytes
+                address = target + output * layer.option_row
                 number = read_float32(gradient + output * _TILE_BYTES)
                 write_float32(address, read_float32(address) + number)
 
@@ -221,26 +194,12 @@ def _add_option_gradients(program: Record, layer: Record, index: int, count: int
 @jitted
 def _forward(program: Record, layer: Record, index: int, count: int) -> None:
     registers = padded(count) // LANES
-    for output in range(layer.num_outputs):
-        bias = splat(read_float32(layer.bias + 4 * output))
-        for register in range(registers):
-            store(layer.target + output * _TILE_BYTES + register * LANE_BYTES, bias)
-    weight = layer.narrow if layer.num_options else layer.weight
-    add_product(
-        weight,
-        4 * layer.num_inputs,
-        4,
-        layer.source,
-        _TILE_BYTES,
-        layer.target,
-        _TILE_BYTES,
-        layer.num_inputs,
-        layer.num_outputs,
-        registers,
-    )
-    if layer.num_options:
-        _add_options(program, layer, index, count)
-    _activate(layer, registers)
+    multiply(layer, _TILE_BYTES, registers)
+    if layer.options:
+        for row in range(count):
+            chosen = program.options + read_int64(index + 8 * row) * 8 * program.num_choices
+            add_options(layer, _TILE_BYTES, row, chosen, program.num_choices)
+    activate(layer, _TILE_BYTES, registers)
     if layer.target_rows:
         width = padded(layer.num_outputs)
         transpose(layer.target, _TILE_BYTES, layer.target_rows, 4 * width, width, registers * LANES)
@@ -277,6 +236,7 @@ def _backward(program: Record, layer: Record, index: int, count: int) -> None:
         count,
         layer.num_outputs,
         width // LANES,
+        0,
     )
     for output in range(layer.num_outputs):
         sums = fill(0.0)
@@ -284,7 +244,7 @@ def _backward(program: Record, layer: Record, index: int, count: int) -> None:
             sums = add(sums, load(layer.gradient + output * _TILE_BYTES + register * LANE_BYTES))
         address = layer.bias_gradient + 4 * output
         write_float32(address, read_float32(address) + total(sums))
-    if layer.num_options:
+    if layer.options:
         _add_option_gradients(program, layer, index, count)
     if layer.source_gradient:
         if layer.is_last_reader:
@@ -300,6 +260,7 @@ def _backward(program: Record, layer: Record, index: int, count: int) -> None:
             layer.num_outputs,
             layer.num_inputs,
             registers,
+            0,
         )
 
 
@@ -410,32 +371,31 @@ def _head(
 @jitted
 def _begin(program: Record, layer: Record) -> None:
     """Set gradients that are sums over rows to zero, and copy the weights of inputs."""
-    inputs, options = layer.num_inputs, layer.num_options
+    inputs, row = layer.num_inputs, layer.option_row
     if program.kind != OUTPUTS:
         _zero(layer.sums, layer.num_outputs * padded(inputs))
         for output in range(layer.num_outputs):
             write_float32(layer.bias_gradient + 4 * output, float32(0.0))
-        if options:
-            for i in range(layer.num_outputs * (inputs + options)):
-                write_float32(layer.weight_gradient + 4 * i, float32(0.0))
-    if options:
+        if layer.options:
+            for address in range(0, layer.num_outputs * row, 4):
+                write_float32(layer.weight_gradient + address, float32(0.0))
+    if layer.options:
         for output in range(layer.num_outputs):
-            source, target = output * (inputs + options) * 4, output * inputs * 4
             for i in range(inputs):
                 column = 4 * read_int64(layer.others + 8 * i)
-                number = read_float32(layer.weight + source + column)
-                write_float32(layer.narrow + target + 4 * i, number)
+                number = read_float32(layer.options + output * row + column)
+                write_float32(layer.weight + 4 * (output * inputs + i), number)
 
 
 @jitted
 def _end(layer: Record) -> None:
     """Copy the gradient of weights from the sums."""
-    inputs, options = layer.num_inputs, layer.num_options
+    inputs = layer.num_inputs
     for output in range(layer.num_outputs):
         source = layer.sums + 4 * output * padded(inputs)
-        target = layer.weight_gradient + 4 * output * (inputs + options)
+        target = layer.weight_gradient + output * layer.option_row
         for i in range(inputs):
-            column = read_int64(layer.others + 8 * i) if options else i
+            column = read_int64(layer.others + 8 * i) if layer.options else i
             write_float32(target + 4 * column, read_float32(source + 4 * i))
 
 
@@ -503,7 +463,7 @@ def _serve(program: Record, towers: Records) -> None:
             release_int64(mailbox + _DONE, number)
 
 
-_SOURCES = (__file__, objective_kernels.__file__, lanes.__file__)
+_SOURCES = (__file__, objective_kernels.__file__, layers.__file__, lanes.__file__)
 
 
 @cached_kernel([Path(source) for source in _SOURCES], nogil=True)

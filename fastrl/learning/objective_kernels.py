@@ -256,66 +256,57 @@ def gaussian_terms(
 
 
 @cached_njit
-def categorical_gradient(
-    logits: Floats,
-    value: Floats,
-    action: Ints,
-    index: Ints,
-    columns: Floats,
-    settings: Floats,
-    logits_gradient: Floats,
-    value_gradient: Floats,
-    metrics: Floats,
-) -> None:
-    """Compute the loss of a minibatch of a categorical policy, and its derivatives.
-
-    All but the inputs are written; see `categorical_terms` and `value_terms`.
-    """
-    rows = len(index)
-    metrics[:] = 0.0
-    mean, scale = moments(index, columns, settings)
-    categorical_terms(
-        logits, action, index, columns, settings, mean, scale, rows, logits_gradient, metrics
-    )
-    value_terms(value, index, columns, settings, rows, value_gradient, metrics)
-    finish(metrics, rows, settings)
-
-
-@cached_njit
-def gaussian_gradient(
-    means: Floats,
+def objective_gradient(
+    outputs: Floats,
     log_std: Floats,
     value: Floats,
-    action: Floats,
+    action: NDArray[Any],
     index: Ints,
     columns: Floats,
     settings: Floats,
-    means_gradient: Floats,
+    outputs_gradient: Floats,
     log_std_gradient: Floats,
     value_gradient: Floats,
     metrics: Floats,
 ) -> None:
-    """Compute the loss of a minibatch of a diagonal Gaussian policy, and its derivatives.
+    """Compute the loss of a minibatch and its derivatives; the last four arguments are written.
 
-    All but the inputs are written; see `gaussian_terms` and `value_terms`.
+    Args:
+        outputs: ``[n, K]``: logits, or means of a Gaussian.
+        log_std: See `gaussian_terms`; empty for logits.
+        value: ``[n]``.
+        action: ``[N] int64`` for logits, else ``[N, K]``.
+        index: ``[n] int64``: rows of ``action`` and ``columns``.
+        columns: See `value_terms`.
+        settings: See `value_terms`.
+        outputs_gradient: ``[n, K]``.
+        log_std_gradient: ``[K]``; empty for logits.
+        value_gradient: ``[n]``.
+        metrics: ``[6] float64``.
     """
     rows = len(index)
     metrics[:] = 0.0
     log_std_gradient[:] = 0.0
     mean, scale = moments(index, columns, settings)
-    gaussian_terms(
-        means,
-        log_std,
-        action,
-        index,
-        columns,
-        settings,
-        mean,
-        scale,
-        rows,
-        means_gradient,
-        log_std_gradient,
-        metrics,
-    )
+    # One branch is compiled for each number of axes.
+    if action.ndim == 1:
+        categorical_terms(
+            outputs, action, index, columns, settings, mean, scale, rows, outputs_gradient, metrics
+        )
+    else:
+        gaussian_terms(
+            outputs,
+            log_std,
+            action,
+            index,
+            columns,
+            settings,
+            mean,
+            scale,
+            rows,
+            outputs_gradient,
+            log_std_gradient,
+            metrics,
+        )
     value_terms(value, index, columns, settings, rows, value_gradient, metrics)
     finish(metrics, rows, settings)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastrl.learning.algorithm import Batch, Scheduled, Sequences
 from fastrl.learning.mlp_gradients import KnownLossEngine
 from fastrl.learning.mlp_pass import INVALID
-from fastrl.learning.objective_kernels import categorical_gradient, gaussian_gradient
+from fastrl.learning.objective_kernels import objective_gradient
 from fastrl.models import recurrent_loops as loops
 from fastrl.models.networks import Body
 from fastrl.models.policy import ActorCritic
@@ -255,18 +255,20 @@ class SequenceGradientEngine(KnownLossEngine):
         actor, critic = self._towers[0], self._towers[-1]
         if self._valid is not None:
             actor.outputs[0].masked_fill_(~self._valid.index_select(0, index), INVALID)
-        outputs, by_outputs = actor.outputs[0].numpy(), actor.gradients[0].numpy()
-        value, by_value = critic.outputs[-1][:, 0].numpy(), critic.gradients[-1][:, 0].numpy()
-        batch = (value, self._action.numpy(), index.numpy(), self._columns.numpy(), self._settings)
-        if self._categorical:
-            categorical_gradient(outputs, *batch, by_outputs, by_value, metrics.numpy())
-        else:
-            assert self._log_std.grad is not None
-            by_log_std = self._log_std.grad.numpy()
-            numbers = log_std.detach().numpy()
-            gaussian_gradient(
-                outputs, numbers, *batch, by_outputs, by_log_std, by_value, metrics.numpy()
-            )
+        assert self._log_std.grad is not None
+        objective_gradient(
+            actor.outputs[0].numpy(),
+            log_std.detach().numpy(),
+            critic.outputs[-1][:, 0].numpy(),
+            self._action.numpy(),
+            index.numpy(),
+            self._columns.numpy(),
+            self._settings,
+            actor.gradients[0].numpy(),
+            self._log_std.grad.numpy(),
+            critic.gradients[-1][:, 0].numpy(),
+            metrics.numpy(),
+        )
 
     def _evaluate(self, index: Tensor) -> None:
         """Compute the outputs of all towers for some rows."""

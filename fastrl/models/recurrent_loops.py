@@ -1,9 +1,7 @@
 """Compiled loops of GRU and LSTM over the steps of sequences, differentiable by autograd.
 
 The forward loop is one compiled call, and so is the backward loop. The last axis of every tensor is
-contiguous and a multiple of `LANES`; units are processed `LANES` at a time. Tensors with a slack
-have `BLOCK` more rows, whose contents do not matter: they are read or written if the number of
-rows is not a multiple of `BLOCK`.
+contiguous and a multiple of `LANES`; units are processed `LANES` at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from fastrl.models.inference.lanes import (
     LANE_BYTES,
     LANES,
     add,
+    add_product,
     fill,
     fma,
     jitted,
@@ -30,7 +29,6 @@ from fastrl.models.inference.lanes import (
     mul,
     read_float32,
     sigmoid,
-    splat,
     store,
     sub,
     tanh,
@@ -39,8 +37,6 @@ from fastrl.models.inference.lanes import (
 Lanes = Any
 """`LANES` float32 numbers, in jitted code."""
 
-BLOCK = 8
-"""Rows of a product that are computed together: enough sums to hide an FMA's latency."""
 GRU, LSTM = 1, 2
 """Kinds, and the vectors in a state: the output, and for LSTM the cell."""
 GATES = {GRU: 3, LSTM: 4}
@@ -48,47 +44,6 @@ GATES = {GRU: 3, LSTM: 4}
 SAVED = {GRU: 4, LSTM: 5}
 """Vectors that `forward` saves for `backward`: the gates, then for GRU the product that the reset
 gate multiplies, and for LSTM the tanh of the new cell."""
-
-
-@jitted
-def _product(
-    target: int, start: int, start_row: int, source: int, source_row: int, weights: int,
-    inner: int, columns: int, rows: int, target_row: int,
-) -> None:  # fmt: skip
-    """Write start + source · weights, `BLOCK` rows of `LANES` columns at a time.
-
-    Rows are given by their distance in bytes. ``weights`` are ``[columns / LANES, inner, LANES]``.
-    """
-    for column in range(0, columns * 4, LANE_BYTES):
-        for row in range(0, rows, BLOCK):
-            x = start + row * start_row + column
-            a, b = load(x), load(x + start_row)
-            c, d = load(x + 2 * start_row), load(x + 3 * start_row)
-            e, f = load(x + 4 * start_row), load(x + 5 * start_row)
-            g, h = load(x + 6 * start_row), load(x + 7 * start_row)
-            x, w = source + row * source_row, weights
-            for _ in range(inner):
-                v = load(w)
-                a = fma(splat(read_float32(x)), v, a)
-                b = fma(splat(read_float32(x + source_row)), v, b)
-                c = fma(splat(read_float32(x + 2 * source_row)), v, c)
-                d = fma(splat(read_float32(x + 3 * source_row)), v, d)
-                e = fma(splat(read_float32(x + 4 * source_row)), v, e)
-                f = fma(splat(read_float32(x + 5 * source_row)), v, f)
-                g = fma(splat(read_float32(x + 6 * source_row)), v, g)
-                h = fma(splat(read_float32(x + 7 * source_row)), v, h)
-                x += 4
-                w += LANE_BYTES
-            x = target + row * target_row + column
-            store(x, a)
-            store(x + target_row, b)
-            store(x + 2 * target_row, c)
-            store(x + 3 * target_row, d)
-            store(x + 4 * target_row, e)
-            store(x + 5 * target_row, f)
-            store(x + 6 * target_row, g)
-            store(x + 7 * target_row, h)
-        weights += inner * LANE_BYTES
 
 
 @jitted
@@ -208,12 +163,12 @@ def forward(digest: int) -> Callable[..., None]:
             rows: b.
             size: H.
             keep: ``[L, b]``: 0 where the state is reset before the step.
-            weights: Weights of the state, ``[gates · H / LANES, H, LANES]``.
+            weights: Weights of the state, ``[H, gates · H]``.
             bias: ``[gates · H]``.
             inputs: ``[L, b, gates · H]``: products of the inputs, bias included.
-            products: Memory ``[b, gates · H]``, with a slack.
-            states: ``[L + 1, b, kind · H]`` with a slack: before each step and after the last; the
-                first one is an input.
+            products: Memory ``[b, gates · H]``.
+            states: ``[L + 1, b, kind · H]``: before each step and after the last; the first is
+                an input.
             outputs: Written, ``[L, b, H]``.
             saved: Written, ``[L, b, saved vectors · H]``.
         """
@@ -224,8 +179,13 @@ def forward(digest: int) -> Callable[..., None]:
         saved_row = (gates + 1) * width
         for _ in range(length):
             _forget(states, state_row, rows, keep)
-            columns = gates * size
-            _product(products, bias, 0, states, state_row, weights, size, columns, rows, inputs_row)
+            for product in range(products, products + rows * inputs_row, inputs_row):
+                for i in range(0, inputs_row, LANE_BYTES):
+                    store(product + i, load(bias + i))
+            add_product(
+                states, state_row, 4, weights, inputs_row, products, inputs_row, size, rows,
+                inputs_row // LANE_BYTES, 0,
+            )  # fmt: skip
             after = states + rows * state_row
             for row in range(rows):
                 x, s = inputs + row * inputs_row, products + row * inputs_row
@@ -259,15 +219,15 @@ def backward(digest: int) -> Callable[..., None]:
             rows: As in `forward`.
             size: As in `forward`.
             keep: As in `forward`.
-            weights: Weights of the state, ``[H / LANES, gates · H, LANES]``.
+            weights: Weights of the state, ``[gates · H, H]``.
             states: As `forward` wrote them.
             saved: As `forward` wrote them.
             by_outputs: Gradient by the outputs, ``[L, b, H]``.
-            by_state: Gradient by the last state, ``[b, kind · H]`` with a slack; overwritten with
-                the gradient by the first one.
+            by_state: Gradient by the last state, ``[b, kind · H]``; overwritten with the gradient
+                by the first one.
             by_inputs: Written for GRU: gradient by the inputs, ``[L, b, gates · H]``.
-            by_products: Written: gradient by the products of the states, of the same shape, with a
-                slack; for LSTM also the gradient by the inputs.
+            by_products: Written: gradient by the products of the states, of the same shape; for
+                LSTM also the gradient by the inputs.
         """
         _ = digest
         width = size * 4
@@ -285,9 +245,9 @@ def backward(digest: int) -> Callable[..., None]:
                 else:
                     _lstm_back(width, h, vectors, out, state, s)
             s = by_products + first * gates_row
-            _product(
-                by_state, by_state, state_row, s, gates_row, weights, gates * size, size, rows,
-                state_row,
+            add_product(
+                s, gates_row, 4, weights, width, by_state, state_row, gates * size, rows,
+                width // LANE_BYTES, 0,
             )  # fmt: skip
             _forget(by_state, state_row, rows, keep + first * 4)
 
@@ -351,16 +311,15 @@ class Loop:
 
     def __init__(self, kind: int, length: int, rows: int, size: int) -> None:
         self._sizes = kind, length, rows, size
-        steps, slack, width = length * rows, BLOCK, GATES[kind] * size
-        self._states = torch.empty(steps + rows + slack, kind * size)
-        self.states, self.after = self._states[:steps], self._states[steps : steps + rows]
+        steps, width = length * rows, GATES[kind] * size
+        self._states = torch.empty(steps + rows, kind * size)
+        self.states, self.after = self._states[:steps], self._states[steps:]
         self.outputs = torch.empty(steps, size)
-        self._products = torch.empty(rows + slack, width)
+        self._products = torch.empty(rows, width)
         self._saved = torch.empty(steps, SAVED[kind] * size)
         self._keep = torch.empty(length, rows)
-        self._by_state = torch.empty(rows + slack, kind * size)
-        self._by_products = torch.empty(steps + slack, width)
-        self.by_state, self.by_products = self._by_state[:rows], self._by_products[:steps]
+        self.by_state = torch.empty(rows, kind * size)
+        self.by_products = torch.empty(steps, width)
         self.by_inputs = torch.empty(steps, width) if kind == GRU else self.by_products
 
     def forward(
@@ -380,8 +339,8 @@ class Loop:
         else:
             self._keep.copy_(keep)
         self.states[: len(state)] = state
-        packed = weights.view(-1, LANES, weights.shape[1]).transpose(1, 2).contiguous()
-        tensors = (self._keep, packed, bias.contiguous(), inputs.contiguous(), self._products)
+        by_unit = weights.t().contiguous()
+        tensors = (self._keep, by_unit, bias.contiguous(), inputs.contiguous(), self._products)
         self._run(forward, *tensors, self._states, self.outputs, self._saved)
 
     def backward(self, by_outputs: Tensor, by_after: Tensor | None, weights: Tensor) -> None:
@@ -396,9 +355,14 @@ class Loop:
             self.by_state.zero_()
         else:
             self.by_state.copy_(by_after)
-        packed = weights.view(len(weights), -1, LANES).transpose(0, 1).contiguous()
-        tensors = (self._keep, packed, self._states, self._saved, by_outputs.contiguous())
-        others = (self._by_state, self.by_inputs, self._by_products)
+        tensors = (
+            self._keep,
+            weights.contiguous(),
+            self._states,
+            self._saved,
+            by_outputs.contiguous(),
+        )
+        others = (self.by_state, self.by_inputs, self.by_products)
         self._run(backward, *tensors, *others)
 
     def _run(self, kernel: Callable[..., None], *tensors: Tensor) -> None:

@@ -19,6 +19,8 @@ from numba.extending import intrinsic, models, register_model
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 """Numbers per register; LLVM splits it if the hardware's registers are smaller."""
 LANE_BYTES = 4 * LANES
+_BLOCK = 8
+"""Rows of a product that are computed together beside a single register."""
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
@@ -47,6 +49,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def jitted(function: Function) -> Function:
     """Compile a function into the jitted functions that call it."""
     return cast(Function, njit(function))
+
+
+def inlined(function: Function) -> Function:
+    """Compile as `jitted`, again for each call: constants among its arguments cost no time."""
+    return cast(Function, njit(forceinline=True)(function))
 
 
 def _operation(result: types.Type, arguments: tuple[types.Type, ...], emit: Emit) -> Any:
@@ -355,7 +362,7 @@ def _block(rows: int, registers: int) -> Any:
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        left, left_row, left_step, right, right_step, result, result_row, terms = arguments
+        left, left_row, left_step, right, right_step, result, result_row, terms, start = arguments
         starts = [_address(builder, left, row, left_row) for row in range(rows)]
         columns = [_INT64(number * LANE_BYTES) for number in range(registers)]
         targets = [
@@ -363,10 +370,15 @@ def _block(rows: int, registers: int) -> Any:
             for row in range(rows)
             for column in columns
         ]
-        sums = [
-            cgutils.alloca_once_value(builder, emit_load(builder, target))  # type: ignore[no-untyped-call]
-            for target in targets
-        ]
+        sums = [cgutils.alloca_once(builder, _FLOATS) for _ in targets]  # type: ignore[no-untyped-call]
+        with builder.if_else(builder.icmp_signed("!=", start, _INT64(0))) as (given, missing):
+            with given:
+                for number, total in enumerate(sums):
+                    place = builder.add(start, _INT64(4 * (number // registers)))
+                    builder.store(emit_broadcast(builder, place), total)
+            with missing:
+                for target, total in zip(targets, sums, strict=True):
+                    builder.store(emit_load(builder, target), total)
         with cgutils.for_range(builder, terms) as loop:
             step = builder.mul(loop.index, left_step)
             source = builder.add(right, builder.mul(loop.index, right_step))
@@ -391,19 +403,30 @@ def _block(rows: int, registers: int) -> Any:
         result: Any,
         result_row: Any,
         terms: Any,
+        start: Any,
     ) -> Any:
-        return types.none(*[types.int64] * 8), generate
+        return types.none(*[types.int64] * 9), generate
 
     return add_block
 
 
 # Number of sums that fit into registers beside their factors.
 _six_by_two, _four_by_two, _two_by_two, _one_by_two = (_block(rows, 2) for rows in (6, 4, 2, 1))
-_six_by_one, _four_by_one, _two_by_one, _one_by_one = (_block(rows, 1) for rows in (6, 4, 2, 1))
+_eight_by_one, _six_by_one, _four_by_one, _two_by_one, _one_by_one = (
+    _block(rows, 1) for rows in (_BLOCK, 6, 4, 2, 1)
+)
 
 
 @jitted
-def add_product(
+def _height(rows: int, registers: int) -> int:
+    """Return the rows of the next block: as many sums as hide the latency of an FMA."""
+    if rows >= _BLOCK and registers == 1:
+        return _BLOCK
+    return 6 if rows >= 6 else 4 if rows >= 4 else 2 if rows >= 2 else 1
+
+
+@jitted
+def add_product(  # noqa: C901 - a branch for each size of a block
     left: int,
     left_row: int,
     left_step: int,
@@ -414,6 +437,7 @@ def add_product(
     terms: int,
     rows: int,
     registers: int,
+    start: int,
 ) -> None:
     """Add ``left · right`` to ``result``; all are addresses of float32, and strides are in bytes.
 
@@ -432,34 +456,35 @@ def add_product(
         terms: Length of the sums.
         rows: Rows of the result.
         registers: Columns of the result, in registers.
+        start: ``[rows]``: numbers with which the sums begin, in place of the result; 0 for none.
     """
     row = 0
     while row < rows:
         a, c, register = left + row * left_row, result + row * result_row, 0
-        height = rows - row
-        height = 6 if height >= 6 else 4 if height >= 4 else 2 if height >= 2 else 1
-        while register < registers:
+        height, e = _height(rows - row, registers), start + 4 * row if start != 0 else 0
+        while registers - register >= 2:
             b, d = right + register * LANE_BYTES, c + register * LANE_BYTES
-            if registers - register >= 2:
-                if height == 6:
-                    _six_by_two(a, left_row, left_step, b, right_step, d, result_row, terms)
-                elif height == 4:
-                    _four_by_two(a, left_row, left_step, b, right_step, d, result_row, terms)
-                elif height == 2:
-                    _two_by_two(a, left_row, left_step, b, right_step, d, result_row, terms)
-                else:
-                    _one_by_two(a, left_row, left_step, b, right_step, d, result_row, terms)
-                register += 2
+            if height == 6:
+                _six_by_two(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            elif height == 4:
+                _four_by_two(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            elif height == 2:
+                _two_by_two(a, left_row, left_step, b, right_step, d, result_row, terms, e)
             else:
-                if height == 6:
-                    _six_by_one(a, left_row, left_step, b, right_step, d, result_row, terms)
-                elif height == 4:
-                    _four_by_one(a, left_row, left_step, b, right_step, d, result_row, terms)
-                elif height == 2:
-                    _two_by_one(a, left_row, left_step, b, right_step, d, result_row, terms)
-                else:
-                    _one_by_one(a, left_row, left_step, b, right_step, d, result_row, terms)
-                register += 1
+                _one_by_two(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            register += 2
+        if register < registers:
+            b, d = right + register * LANE_BYTES, c + register * LANE_BYTES
+            if height == _BLOCK:
+                _eight_by_one(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            elif height == 6:
+                _six_by_one(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            elif height == 4:
+                _four_by_one(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            elif height == 2:
+                _two_by_one(a, left_row, left_step, b, right_step, d, result_row, terms, e)
+            else:
+                _one_by_one(a, left_row, left_step, b, right_step, d, result_row, terms, e)
         row += height
 
 

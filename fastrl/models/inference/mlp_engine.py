@@ -6,7 +6,6 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastrl.models.distributions import (
     Gaussians,
     SquashedGaussians,
 )
+from fastrl.models.inference import layers
 from fastrl.models.inference import mlp_kernel as kernel
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
 from fastrl.models.inference.lanes import LANE_BYTES, LANES
@@ -38,10 +38,10 @@ from fastrl.models.recurrent import Core, RecurrentCore
 from fastrl.spec import LOG_PROB_AND_VALUE, outputs_of
 
 _ACTIVATIONS: Mapping[type[nn.Module], int] = {
-    nn.Tanh: kernel.TANH,
-    nn.ReLU: kernel.RELU,
-    nn.ELU: kernel.ELU,
-    nn.SiLU: kernel.SILU,
+    nn.Tanh: layers.TANH,
+    nn.ReLU: layers.RELU,
+    nn.ELU: layers.ELU,
+    nn.SiLU: layers.SILU,
 }
 _KINDS: Mapping[type[ActionPart], int] = {
     Bernoullis: kernel.BERNOULLI,
@@ -127,6 +127,8 @@ class MlpEngine(InferenceEngine):
 
     def __init__(self, model: ActorCritic) -> None:
         self._model = copy.deepcopy(model).cpu()
+        for parameter in self._model.parameters():
+            parameter.data = parameter.data.contiguous()
         self._program = Program(self._model)
         self._state = self._model.state_dict()
         compile_kernel()
@@ -283,126 +285,106 @@ def _buffer(features: int) -> Tensor:
     return torch.zeros(max(1, features), LANES)
 
 
-def _numbered(model: ActorCritic) -> ActorCritic:
-    """Return a copy whose parameters are their own indices in one vector of all, counted from 1."""
-    numbered, first = copy.deepcopy(model).double(), 1
-    for parameter in numbered.parameters():
-        numbers = torch.arange(first, first + parameter.numel(), dtype=torch.float64)
-        parameter.data = numbers.view_as(parameter)
-        first += parameter.numel()
-    return numbered
-
-
-def _of_linears(*linears: nn.Linear) -> list[Tensor]:
-    """Return biases and weights of adjacent modules, ``[outputs, 1 + inputs]``."""
-    return [torch.cat([torch.cat([x.bias[:, None], x.weight], dim=1) for x in linears])]
-
-
-def _of_cell(layers: nn.RNNBase, number: int) -> list[Tensor]:
-    """Return the terms of a recurrent layer's weights, ``[4 · size, 1 + inputs + size]`` each.
-
-    See `kernel.CELL` for the order of the outputs.
-    """
-    by_features, by_output, bias, output_bias = layers.all_weights[number]
-    features = torch.cat([bias[:, None], by_features, torch.zeros_like(by_output)], 1)
-    output = torch.cat([output_bias[:, None], torch.zeros_like(by_features), by_output], 1)
-    if isinstance(layers, nn.LSTM):
-        return [features, output]
-    gates = 2 * layers.hidden_size
-    nothing = torch.zeros_like(features[gates:])
-    return [
-        torch.cat([features, nothing]),
-        torch.cat([output[:gates], nothing, output[gates:]]),
-    ]
-
-
-@dataclass
-class _PackedLayer:
-    """One layer of the network.
-
-    Attributes:
-        places: Indices of the parameters whose sum is a weight, ``[tiles, 1 + inputs, TILE] int64``
-            for each term; 0 for none.
-        activation: Activation, as the kernel numbers it.
-        source: Buffer of the inputs.
-        target: Buffer of the outputs.
-        cell: The `kernel.CELL` of a recurrent layer.
-        wide: Fields of the `kernel.LAYER` for wide choices.
-    """
-
-    places: list[Tensor]
-    activation: int
-    source: Tensor
-    target: Tensor
-    cell: NDArray[Any] | None = None
-    wide: tuple[int, int, int] = (0, 0, 0)
-
-    @classmethod
-    def over(
-        cls, source: Tensor, terms: Sequence[Tensor], activation: int = kernel.IDENTITY
-    ) -> _PackedLayer:
-        """Return a layer whose weights ``[outputs, 1 + inputs]`` are sums of parameters."""
-        outputs, columns = terms[0].shape
-        tiles, width = -(-outputs // kernel.TILE), kernel.TILE
-        places = []
-        for term in terms:
-            padded = torch.zeros(tiles * width, columns, dtype=torch.int64)
-            padded[:outputs] = term.long()
-            places.append(padded.view(tiles, width, columns).transpose(1, 2).contiguous())
-        return cls(places, activation, source, _buffer(tiles * width))
-
-    def record(self, weights: int) -> tuple[int, ...]:
-        """Return a `kernel.LAYER` for weights at an address."""
-        addresses = (self.source.data_ptr(), self.target.data_ptr(), weights)
-        tiles, columns, _ = self.places[0].shape
-        cell = 0 if self.cell is None else address(self.cell)
-        num_inputs = columns - 1 - self.wide[-1]
-        return (*addresses, num_inputs, tiles, self.activation, cell, *self.wide)
-
-
-class _Weights:
-    """The weights of layers, in the kernel's order.
+class _Layer:
+    """One layer of the network, which reads the model's parameters in place where it can.
 
     Args:
-        model: Its parameters become views of one vector.
-        layers: Made from its `_numbered` copy.
+        source: Buffer of the inputs.
+        weights: ``[outputs, all inputs]`` of layers that are computed side by side.
+        biases: Their biases ``[outputs]``.
+        activation: Activation, as the kernel numbers it.
+        columns: For a first layer: columns of the inputs in ``source``, and of wide choices.
 
     Attributes:
-        addresses: Address of each layer's weights.
+        target: Buffer of the outputs.
     """
 
-    def __init__(self, model: ActorCritic, layers: Sequence[_PackedLayer]) -> None:
-        parameters = list(model.parameters())
-        zero = torch.zeros(1)
-        self._vector = torch.cat(
-            [zero, *(parameter.detach().flatten() for parameter in parameters)]
-        )
-        parts = self._vector[1:].split([parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.data = part.view_as(parameter)
-        sizes = [layer.places[0].numel() for layer in layers]
-        self._first = torch.cat([layer.places[0].flatten() for layer in layers])
-        self._second: Tensor | None = None
-        if any(len(layer.places) > 1 for layer in layers):
-            seconds = [
-                (layer.places[1:] or [torch.zeros_like(layer.places[0])])[0] for layer in layers
-            ]
-            self._second = torch.cat([places.flatten() for places in seconds])
-        self._packed = torch.zeros(len(self._first))
-        self.addresses = [part.data_ptr() for part in self._packed.split(sizes)]
+    def __init__(
+        self,
+        source: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        activation: int = layers.IDENTITY,
+        columns: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._source, self._activation = source, activation
+        self._joined = [(tuple(parts), _joined(parts)) for parts in (weights, biases)]
+        (_, self._all), (_, self._bias) = self._joined
+        outputs, inputs = self._all.shape
+        self._weight, self._options, self._cell = self._all, torch.empty(0), np.zeros(0)
+        if columns is not None and not columns[0].equal(torch.arange(inputs)):
+            self._columns = columns
+            self._weight = self._all[:, columns[0]]
+            self._options = torch.empty(len(columns[1]), outputs)
+        self.target = _buffer(outputs)
 
     def pack(self) -> None:
-        """Copy the model's parameters."""
-        torch.index_select(self._vector, 0, self._first, out=self._packed)
-        if self._second is not None:
-            self._packed += self._vector.index_select(0, self._second)
+        """Copy the parameters that are not read in place."""
+        for parts, joined in self._joined:
+            if len(parts) > 1:
+                torch.cat(parts, out=joined)
+        if self._weight is not self._all:
+            inputs, wide = self._columns
+            torch.index_select(self._all, 1, inputs, out=self._weight)
+            # Gathering contiguous rows takes less time.
+            torch.index_select(self._all.t().contiguous(), 0, wide, out=self._options)
+
+    def record(self) -> tuple[int, ...]:
+        """Return the `kernel.LAYER`."""
+        outputs, num_inputs = self._weight.shape
+        weight, bias, options, source, target = (
+            tensor.data_ptr()
+            for tensor in (self._weight, self._bias, self._options, self._source, self.target)
+        )
+        sizes = num_inputs, outputs, self._activation
+        cell = address(self._cell) if len(self._cell) else 0
+        return weight, bias, *sizes, options, 4 * outputs, 4, source, target, cell
+
+
+class _RecurrentLayer(_Layer):
+    """A layer of GRU or LSTM.
+
+    Args:
+        source: Buffer of the inputs.
+        parameters: Weights and biases, as PyTorch orders them.
+        places: See `kernel.CELL`: addresses of output and memory in the state.
+        columns: See `_Layer`.
+    """
+
+    def __init__(
+        self,
+        source: Tensor,
+        parameters: Sequence[Tensor],
+        places: Sequence[int],
+        columns: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        weight, recurrent, *self._biases = parameters
+        super().__init__(source, [weight], [self._biases[0]], columns=columns)
+        self._size = recurrent.shape[1]
+        self._bias, self.target = torch.empty(4 * self._size), _buffer(4 * self._size)
+        self._cell = record(kernel.CELL, (self._size, recurrent.data_ptr(), *places))
+
+    def pack(self) -> None:
+        """Copy the parameters that are not read in place, and add both biases."""
+        super().pack()
+        bias, recurrent_bias = self._biases
+        if len(bias) == len(self._bias):
+            torch.add(bias, recurrent_bias, out=self._bias)
+            return
+        joined = 2 * self._size
+        both = bias[:joined] + recurrent_bias[:joined]
+        torch.cat([both, bias[joined:], recurrent_bias[joined:]], out=self._bias)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 class Program:
     """Buffers, packed parameters and records for one policy.
 
     Args:
-        model: Supported policy, whose parameters `pack` reads; they become views of one vector.
+        model: Supported policy, whose parameters must not be moved in memory.
 
     Attributes:
         address: Address of the `kernel.PROGRAM` record.
@@ -415,19 +397,24 @@ class Program:
     def __init__(self, model: ActorCritic) -> None:
         self._model = model
         vectors, narrow, wide = columns_by_kind(model.actor_body.encoders)
-        self._order, specs = torch.cat([vectors, narrow, wide]), model.observation_specs.values()
-        self._inputs, options = _buffer(len(vectors) + len(narrow)), _buffer(len(wide))
-        choices = list(self._choices(self._inputs[len(vectors) :].data_ptr(), options.data_ptr()))
-        num_wide = sum(is_wide for *_, is_wide, _ in choices)
-        self._wide, self._options = (options.data_ptr(), num_wide, len(wide)), options
+        self._columns, specs = (
+            (torch.cat([vectors, narrow]), wide),
+            model.observation_specs.values(),
+        )
+        self._inputs = _buffer(len(vectors) + len(narrow))
+        one_hot: list[OneHotEncoder] = [
+            each for each in model.actor_body.encoders if isinstance(each, OneHotEncoder)
+        ]
+        num_wide = sum(len(each.choices) for each in one_hot if each.is_wide)
+        self._chosen = torch.zeros(LANES, max(1, num_wide), dtype=torch.int64)
+        choices = list(self._choices(self._inputs[len(vectors) :].data_ptr()))
         self.observes_choices = bool(choices)
         self._noise = _buffer(model.distribution.noise_size)
-        self._layers: list[_PackedLayer] = []
+        self._layers: list[_Layer] = []
         self.state_size = sum(core.state_size for core in model.cores)
         self._states = _buffer(self.state_size), _buffer(self.state_size)
         with torch.no_grad():
-            outputs, value, num_skipped = self._network(_numbered(model))
-        self._weights = _Weights(model, self._layers)
+            outputs, value, num_skipped = self._network()
         self._constants: list[tuple[Tensor, int]] = []
         self._bounds: list[Tensor] = []
         self.num_choices = 0
@@ -435,8 +422,7 @@ class Program:
         self._scratch = _buffer(1 + max((part[3] for part in parts), default=0))
         self._statistics = torch.zeros(len(vectors), 2)
         self._normalised = any(isinstance(n, RunningNormalizer) for n in model.normalizers)
-        layers = zip(self._layers, self._weights.addresses, strict=True)
-        self._layer_records = record(kernel.LAYER, *(layer.record(at) for layer, at in layers))
+        self._layer_records = record(kernel.LAYER, *(layer.record() for layer in self._layers))
         self._part_records = record(kernel.PART, *parts)
         self._record = np.zeros(1, kernel.PROGRAM)
         self._record["inputs"] = self._inputs.data_ptr()
@@ -446,6 +432,7 @@ class Program:
         self._choice_records = record(kernel.CHOICE, *choices)
         self._record["choices"] = address(self._choice_records)
         self._record["num_choices"] = len(choices)
+        self._record["chosen"], self._record["num_wide"] = self._chosen.data_ptr(), num_wide
         self._record["layers"] = address(self._layer_records)
         self._record["num_layers"] = len(self._layers)
         self._record["parts"] = address(self._part_records)
@@ -465,7 +452,8 @@ class Program:
     @torch.no_grad()
     def pack(self) -> None:
         """Copy the model's parameters and running statistics into the kernel's memory."""
-        self._weights.pack()
+        for layer in self._layers:
+            layer.pack()
         bounded = self._model.distribution.bounded_log_std()
         for constants, first in self._constants:
             log_std = bounded[first : first + len(constants) // 2]
@@ -477,12 +465,13 @@ class Program:
             self._statistics[:, 0] = torch.cat([n.mean.flatten() for n in normalizers])
             self._statistics[:, 1] = torch.cat([n.scale().flatten() for n in normalizers])
 
-    def _network(self, model: ActorCritic) -> tuple[int, int, int]:
-        """Add all layers of a numbered model.
+    def _network(self) -> tuple[int, int, int]:
+        """Add all layers.
 
         Returns the addresses of the actor's outputs and of the value, and the number of the first
         layer that the value needs.
         """
+        model = self._model
         if model.critic_body is None:
             heads = model.actor_head, model.critic_head
             outputs = self._chain(model.actor_body, model.actor_core, *heads)
@@ -499,64 +488,45 @@ class Program:
         source, modules = self._inputs, list(body.mlp)
         for linear, activation in zip(modules[::2], modules[1::2], strict=True):
             assert isinstance(linear, nn.Linear)
-            self._add(source, _of_linears(linear), _ACTIVATIONS[type(activation)])
-            source = self._layers[-1].target
+            source = self._add(source, linear, activation=_ACTIVATIONS[type(activation)])
         if isinstance(core, RecurrentCore):
             source = self._recurrent(source, core, is_critic)
-        self._add(source, _of_linears(*heads))
-        return self._layers[-1].target.data_ptr()
+        return self._add(source, *heads).data_ptr()
 
     def _add(
-        self, source: Tensor, terms: Sequence[Tensor], activation: int = kernel.IDENTITY
-    ) -> None:
-        """Add a layer."""
-        if source is not self._inputs:
-            self._layers.append(_PackedLayer.over(source, terms, activation))
-            return
-        layer = _PackedLayer.over(source, self._ordered(terms), activation)
-        layer.wide = self._wide
-        self._layers.append(layer)
+        self, source: Tensor, *linears: nn.Linear, activation: int = layers.IDENTITY
+    ) -> Tensor:
+        """Add a layer; return the buffer of its outputs."""
+        weights, biases = [each.weight for each in linears], [each.bias for each in linears]
+        columns = self._columns if source is self._inputs else None
+        self._layers.append(_Layer(source, weights, biases, activation, columns))
+        return self._layers[-1].target
 
-    def _ordered(self, terms: Sequence[Tensor]) -> list[Tensor]:
-        """Return biases and input weights in the order of the buffers."""
-        width, found = len(self._order), []
-        for term in terms:
-            bias, inputs, state = term.split([1, width, term.shape[1] - 1 - width], 1)
-            found.append(torch.cat([bias, inputs[:, self._order], state], 1))
-        return found
-
-    def _choices(self, vectors: int, options: int) -> Iterator[tuple[int, ...]]:
-        """Yield a `kernel.CHOICE` for each observed choice; they write into these buffers."""
-        first = 0
+    def _choices(self, vectors: int) -> Iterator[tuple[int, ...]]:
+        """Yield a `kernel.CHOICE` for each observed choice; narrow ones begin at an address."""
+        chosen, row, first = self._chosen.data_ptr(), 8 * self._chosen.stride(0), 0
         for encoder in self._model.actor_body.encoders:
             for start, size in encoder.choices if isinstance(encoder, OneHotEncoder) else ():
                 if encoder.is_wide:
-                    yield start, size, options, 1, first
-                    first, options = first + size, options + LANE_BYTES
+                    yield start, size, chosen, row, first
+                    first, chosen = first + size, chosen + 8
                 else:
                     yield start, size, vectors, 0, 0
                     vectors += size * LANE_BYTES
 
     def _recurrent(self, source: Tensor, core: RecurrentCore, is_critic: bool) -> Tensor:
         """Add a memory; return the buffer of its output."""
-        layers, size = core.layers, core.layers.hidden_size
+        module, size = core.layers, core.layers.hidden_size
         first = self._states[0].shape[0] - core.state_size if is_critic else 0
-        for number in range(layers.num_layers):
-            terms = _of_cell(layers, number)
-            if source is self._inputs:
-                terms = self._ordered(terms)
-            num_features = layers.all_weights[number][0].shape[1]
-            layer = _PackedLayer.over(_buffer(num_features + size), terms)
+        for number in range(module.num_layers):
             before, after = (state[first + number * size :] for state in self._states)
-            cells = (0, 0)
-            if isinstance(layers, nn.LSTM):
-                distance = layers.num_layers * size
-                cells = before[distance:].data_ptr(), after[distance:].data_ptr()
-            outputs = before.data_ptr(), after.data_ptr()
-            layer.cell = record(
-                kernel.CELL, (source.data_ptr(), num_features, size, *outputs, *cells)
-            )
-            self._layers.append(layer)
+            places = [before.data_ptr(), after.data_ptr(), 0, 0]
+            if isinstance(module, nn.LSTM):
+                distance = module.num_layers * size
+                places[2:] = before[distance:].data_ptr(), after[distance:].data_ptr()
+            columns = self._columns if source is self._inputs else None
+            parameters = module.all_weights[number]
+            self._layers.append(_RecurrentLayer(source, parameters, places, columns))
             source = after
         return source
 

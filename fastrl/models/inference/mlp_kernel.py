@@ -21,11 +21,12 @@ from numba import float32, int8, int64
 from numba.np.numpy_support import carray
 
 from fastrl.jit import cached_kernel
-from fastrl.models.inference import lanes
+from fastrl.models.inference import lanes, layers
 from fastrl.models.inference.lanes import (
     LANE_BYTES,
     LANES,
     add,
+    add_product,
     choose,
     clamp,
     exp,
@@ -50,6 +51,7 @@ from fastrl.models.inference.lanes import (
     write_int8,
     write_int64,
 )
+from fastrl.models.inference.layers import activate, add_options, multiply
 
 Record = Any
 """A record of one of the types below, in jitted code."""
@@ -68,6 +70,8 @@ PROGRAM = _record(
     "num_leaves",
     "choices",  # records CHOICE
     "num_choices",
+    "chosen",  # [LANES, num_wide] int64: options of the wide choices
+    "num_wide",  # wide choices
     "layers",  # records LAYER
     "num_layers",
     "parts",  # records PART
@@ -80,44 +84,30 @@ PROGRAM = _record(
 )
 """The program of an engine; the same for all its calls."""
 
-CHOICE = _record("start", "size", "target", "is_wide", "first")
+CHOICE = _record("start", "size", "target", "row", "first")
 """An observed choice of ``size`` options, from ``start``.
 
-``target`` is a buffer of its one-hot vector or, if it is wide, of the number of the option, counted
-from ``first``, the option 0 in the weights of layers.
+``target`` is a buffer of its one-hot vector, and ``row`` is 0. If the choice is wide, it is the
+place of an int64 in ``chosen``, whose rows have a stride of ``row`` bytes: the number of the option
+among those of all wide choices, counted from ``first``.
 """
 
-LAYER = _record(
-    "source",
-    "target",
-    "weights",
-    "num_inputs",
-    "num_tiles",
-    "activation",
-    "cell",
-    "options",  # buffer of the numbers of the options of wide choices
-    "num_wide",  # wide choices
-    "num_options",  # of all wide choices
-)
-"""One layer. ``weights`` are float32 ``[num_tiles, 1 + num_inputs + num_options, TILE]``, the bias
-first.
-
-``cell`` is the address of a `CELL`, or 0. Its ``source`` contains the features and the output
-of the previous step.
-"""
+LAYER = _record(*layers.LAYER, "cell")
+"""One layer; ``cell`` is the address of a `CELL`, or 0."""
 
 CELL = _record(
-    "features",  # buffer of the input
-    "num_features",
     "size",  # units
+    "weight",  # [gates · size, size] float32: of the previous output
     "output",  # place of the units' output in the state
     "next_output",
     "memory",  # place of the cells of LSTM in the state; 0 for GRU
     "next_memory",
 )
-"""Record that turns sums into a recurrent layer's next state. The sums are for GRU: reset gate,
-update gate, and the parts of the new output from features and output; for LSTM: input gate, forget
-gate, new cell and output gate."""
+"""The recurrent part of a layer of GRU or LSTM, whose other fields are those of the input.
+
+The layer's target and bias have four blocks: for GRU reset gate, update gate, and the parts of the
+new output from input and output; for LSTM input gate, forget gate, new cell and output gate.
+"""
 
 PART = _record("kind", "parameters", "noise", "size", "constants", "state_std", "choice")
 """One action part: a categorical of ``size``, or ``size`` numbers of another ``kind``.
@@ -141,11 +131,6 @@ nothing to write; ``mask`` is 0 if all actions are valid."""
 VIEW = _record("address", "row", "column", "width")
 """Rows of elements in a tensor; ``row`` and ``column`` are strides in bytes."""
 
-TILE = 8
-"""Outputs of a layer that are computed together: enough accumulators to hide an FMA's latency."""
-_TILE_BYTES = 4 * TILE
-
-IDENTITY, TANH, RELU, ELU, SILU = range(5)
 CATEGORICAL, BERNOULLI, GAUSSIAN, SQUASHED = range(4)
 
 _CLIP = 10.0
@@ -180,7 +165,7 @@ def _gather(view: Record, first: int, count: int, buffer: int) -> None:
 @jitted
 def _choose(choice: Record, view: Record, first: int, count: int) -> int:
     """Write an observed choice, one row per lane; return the number of invalid choices."""
-    if choice.is_wide == 0:
+    if choice.row == 0:
         for i in range(choice.size):
             store(choice.target + i * LANE_BYTES, fill(0.0))
     outside = 0
@@ -189,10 +174,10 @@ def _choose(choice: Record, view: Record, first: int, count: int) -> int:
         if option < 0 or option >= choice.size:
             outside += 1
             option = 0
-        if choice.is_wide == 0:
+        if choice.row == 0:
             write_float32(choice.target + option * LANE_BYTES + row * 4, float32(1.0))
         else:
-            write_float32(choice.target + row * 4, float32(choice.first + option))
+            write_int64(choice.target + row * choice.row, choice.first + option)
     return outside
 
 
@@ -252,95 +237,18 @@ def _normalize(inputs: int, num_inputs: int, statistics: int) -> None:
 
 
 @jitted
-def _dense(layer: Record) -> None:
-    """Multiply by the weights and add the bias, `TILE` outputs at a time."""
-    w, target = layer.weights, layer.target
-    for _ in range(layer.num_tiles):
-        a = splat(read_float32(w))
-        b = splat(read_float32(w + 4))
-        c = splat(read_float32(w + 8))
-        d = splat(read_float32(w + 12))
-        e = splat(read_float32(w + 16))
-        f = splat(read_float32(w + 20))
-        g = splat(read_float32(w + 24))
-        h = splat(read_float32(w + 28))
-        for i in range(layer.num_inputs):
-            w += _TILE_BYTES
-            x = load(layer.source + i * LANE_BYTES)
-            a = fma(x, splat(read_float32(w)), a)
-            b = fma(x, splat(read_float32(w + 4)), b)
-            c = fma(x, splat(read_float32(w + 8)), c)
-            d = fma(x, splat(read_float32(w + 12)), d)
-            e = fma(x, splat(read_float32(w + 16)), e)
-            f = fma(x, splat(read_float32(w + 20)), f)
-            g = fma(x, splat(read_float32(w + 24)), g)
-            h = fma(x, splat(read_float32(w + 28)), h)
-        w += _TILE_BYTES * (1 + layer.num_options)
-        store(target, a)
-        store(target + LANE_BYTES, b)
-        store(target + 2 * LANE_BYTES, c)
-        store(target + 3 * LANE_BYTES, d)
-        store(target + 4 * LANE_BYTES, e)
-        store(target + 5 * LANE_BYTES, f)
-        store(target + 6 * LANE_BYTES, g)
-        store(target + 7 * LANE_BYTES, h)
-        target += TILE * LANE_BYTES
-
-
-@jitted
-def _add_options(layer: Record) -> None:
-    """Add the weights of each lane's chosen options of wide choices."""
-    for k in range(layer.num_wide):
-        numbers = layer.options + k * LANE_BYTES
-        for row in range(LANES):
-            option = int64(read_float32(numbers + row * 4))
-            w = layer.weights + (1 + layer.num_inputs + option) * _TILE_BYTES
-            target = layer.target + row * 4
-            for _ in range(layer.num_tiles):
-                for i in range(TILE):
-                    address = target + i * LANE_BYTES
-                    write_float32(address, read_float32(address) + read_float32(w + 4 * i))
-                w += (1 + layer.num_inputs + layer.num_options) * _TILE_BYTES
-                target += TILE * LANE_BYTES
-
-
-@jitted
-def _activate(layer: Record) -> None:
-    """Apply the activation in place; one loop for each, without a test inside."""
-    start, stop = layer.target, layer.target + layer.num_tiles * TILE * LANE_BYTES
-    if layer.activation == TANH:
-        for address in range(start, stop, LANE_BYTES):
-            store(address, tanh(load(address)))
-    elif layer.activation == RELU:
-        for address in range(start, stop, LANE_BYTES):
-            x = load(address)
-            store(address, choose(x, fill(0.0), fill(0.0), x))
-    elif layer.activation == ELU:
-        for address in range(start, stop, LANE_BYTES):
-            x = load(address)
-            store(address, choose(x, fill(0.0), sub(exp(x), fill(1.0)), x))
-    elif layer.activation == SILU:
-        for address in range(start, stop, LANE_BYTES):
-            x = load(address)
-            store(address, mul(x, sigmoid(x)))
-
-
-@jitted
-def _copy(source: int, num_features: int, target: int) -> int:
-    """Copy features from one buffer to another; return the address after them."""
-    for i in range(0, num_features * LANE_BYTES, LANE_BYTES):
-        store(target + i, load(source + i))
-    return target + num_features * LANE_BYTES
-
-
-@jitted
 def _recur(layer: Record) -> None:
     """Compute a layer with a `CELL`."""
     cell = carray(pointer(layer.cell), 1, CELL)[0]
-    end = _copy(cell.features, cell.num_features, layer.source)
-    _copy(cell.output, cell.size, end)
-    _dense(layer)
-    width = cell.size * LANE_BYTES
+    size, row, width = cell.size, LANE_BYTES, cell.size * LANE_BYTES
+    multiply(layer, row, 1)
+    # Sums over both input and output; those of the new output of GRU are apart.
+    joined = layer.num_outputs if cell.memory != 0 else 2 * size
+    add_product(cell.weight, 4 * size, 4, cell.output, row, layer.target, row, size, joined, 1, 0)
+    if cell.memory == 0:
+        weight, target = cell.weight + 4 * joined * size, layer.target + 3 * width
+        bias = layer.bias + 4 * 3 * size
+        add_product(weight, 4 * size, 4, cell.output, row, target, row, size, size, 1, bias)
     for i in range(0, width, LANE_BYTES):
         a, b = layer.target + i, layer.target + width + i
         c, d = b + width, b + 2 * width
@@ -353,6 +261,20 @@ def _recur(layer: Record) -> None:
             store(cell.next_memory + i, memory)
             output = mul(sigmoid(load(d)), tanh(memory))
         store(cell.next_output + i, output)
+
+
+@jitted
+def _forward(program: Record, layer: Record, count: int) -> None:
+    """Compute a layer for a block of rows."""
+    if layer.cell != 0:
+        _recur(layer)
+        return
+    multiply(layer, LANE_BYTES, 1)
+    if layer.options != 0:
+        for row in range(count):
+            chosen = program.chosen + row * 8 * program.num_wide
+            add_options(layer, LANE_BYTES, row, chosen, program.num_wide)
+    activate(layer, LANE_BYTES, 1)
 
 
 @jitted
@@ -470,7 +392,10 @@ def _observe(program: Record, call: Record, first: int, count: int) -> int:
     return outside
 
 
-@cached_kernel([Path(__file__), Path(lanes.__file__)])
+_SOURCES = (__file__, layers.__file__, lanes.__file__)
+
+
+@cached_kernel([Path(source) for source in _SOURCES])
 def run(digest: int) -> Callable[[int, int], int]:
     """Return the kernel."""
 
@@ -486,7 +411,7 @@ def run(digest: int) -> Callable[[int, int], int]:
         _ = digest
         program = carray(pointer(program_address), 1, PROGRAM)[0]
         call = carray(pointer(call_address), 1, CALL)[0]
-        layers = carray(pointer(program.layers), program.num_layers, LAYER)
+        all_layers = carray(pointer(program.layers), program.num_layers, LAYER)
         noise_view = carray(pointer(call.noise), 1, VIEW)[0]
         log_prob_view = carray(pointer(call.log_prob), 1, VIEW)[0]
         value_view = carray(pointer(call.value), 1, VIEW)[0]
@@ -497,14 +422,8 @@ def run(digest: int) -> Callable[[int, int], int]:
             count = min(LANES, call.rows - first)
             outside += _observe(program, call, first, count)
             _gather(state_view, first, count, program.state)
-            for layer in range(program.num_layers):
-                if layers[layer].cell != 0:
-                    _recur(layers[layer])
-                else:
-                    _dense(layers[layer])
-                    if layers[layer].num_wide > 0:
-                        _add_options(layers[layer])
-                    _activate(layers[layer])
+            for i in range(program.num_layers):
+                _forward(program, all_layers[i], count)
             _scatter_rows(next_view, first, count, program.next_state)
             _scatter(value_view, 0, first, count, program.value)
             if program.num_parts > 0:
