@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief
+from fastrl.envs.rows import reset_values, step_values
 from fastrl.envs.wrappers import watchers
 from fastrl.errors import USERS_FAILURES, EnvError, SpaceError
 from fastrl.global_streams import seeded_streams
@@ -297,12 +298,13 @@ class MaskInObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         given = {} if options is None else {"options": options}
-        observation, info = self.env.reset(seed=seed, **given)
+        observation, info = reset_values(self.env.reset(seed=seed, **given), "the environment")
         return self._joined(observation, info, False), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step once."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        result = step_values(self.env.step(action), "the environment")
+        observation, reward, terminated, truncated, info = result
         is_over = bool(terminated or truncated)
         return self._joined(observation, info, is_over), reward, terminated, truncated, info
 

@@ -61,10 +61,17 @@ from fastrl.envs.lookup import (
 from fastrl.envs.previous_step import BatchWithPrevious, PreviousActionReward, spec_with_previous
 from fastrl.envs.spare_envs import SpareLoop
 from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
-from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, cause
+from fastrl.errors import (
+    USERS_FAILURES,
+    ArgumentError,
+    ConfigError,
+    EnvError,
+    FastrlError,
+    cause,
+)
 from fastrl.global_streams import seeded_streams
 from fastrl.imports import running_script
-from fastrl.spec import EnvSpec, MaskSource
+from fastrl.spec import ACTION_MASK, EnvSpec, MaskSource
 from fastrl.system import draw_without_screen
 
 if TYPE_CHECKING:
@@ -143,7 +150,8 @@ class EnvFactory:
 
     def with_masks_of(self, spec: EnvSpec) -> Self:
         """Return this factory with the masks of a probe, to avoid another search."""
-        return dataclasses.replace(self, action_mask=spec.mask_source or "off")
+        known = "off" if spec.action_mask is None else spec.mask_source
+        return dataclasses.replace(self, action_mask=known or "off")
 
     @property
     def name(self) -> str:
@@ -307,9 +315,19 @@ class EnvFactory:
                 env.close()
 
     def _source(self, env: Any) -> MaskSource | None:
-        """Return the source of an environment's masks; probe another one if that needs a reset."""
+        """Return the source of an environment's masks; probe another one if that needs a reset.
+
+        Raises:
+            ConfigError: The configured source does not exist.
+        """
+        spaces_owner = env.spec if _is_batched(env) else env
+        if self.action_mask == "observation" and not observes_mask(spaces_owner):
+            raise ConfigError(
+                f"env.action_mask: observations of '{self.name}' have no key '{ACTION_MASK}' for "
+                "discrete actions; other values are auto, info, method and off"
+            )
         if self.action_mask == "method" and not (_is_batched(env) or has_method(env)):
-            raise EnvError(f"env.action_mask: '{self.name}' has no method {METHOD}()")
+            raise ConfigError(f"env.action_mask: '{self.name}' has no method {METHOD}()")
         if self.action_mask != "auto":
             return None if self.action_mask == "off" else self.action_mask
         if _is_batched(env) or observes_mask(env) is not False:

@@ -42,9 +42,9 @@ from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.lookup import takes_argument
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.state import State, layers_state, load_layers_state
-from fastrl.errors import EnvError, one_line
+from fastrl.errors import EnvError, cause
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
 
@@ -114,16 +114,7 @@ class GymVector:
         Raises:
             EnvError: The vector environment raised, or its observation is invalid.
         """
-        env = self._open()
-        try:
-            if self._rebuild is not None:
-                env.close()
-                self._env = env = _stepped_on(self._rebuild(seeds))
-                first, infos = env.reset()
-            else:
-                first, infos = env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
-        except Exception as error:
-            raise self._raised("reset", error) from error
+        first, infos = reset_values(self._named("reset", self._begin, seeds), f"'{self.spec.id}'")
         self._write(first, infos, observation, self._everyone)
 
     def step(self, views: StepViews) -> None:
@@ -133,10 +124,7 @@ class GymVector:
             EnvError: The vector environment raised or broke its contract.
         """
         actions = self._batch_actions(views.action)
-        try:
-            observation, reward, terminated, truncated, infos = self._open().step(actions)
-        except Exception as error:
-            raise self._raised("step", error) from error
+        observation, reward, terminated, truncated, infos = self._stepped(actions)
         for name, value in zip(_PER_ENV, (reward, terminated, truncated), strict=True):
             if np.shape(value) != (self.num_envs,):
                 raise EnvError(
@@ -217,10 +205,7 @@ class GymVector:
 
     def _step_on(self, actions: Any, rows: Rows) -> None:
         """Make the step in which all sub-environments reset and ignore their actions."""
-        try:
-            observation, _, _, _, infos = self._open().step(actions)
-        except Exception as error:
-            raise self._raised("step", error) from error
+        observation, _, _, _, infos = self._stepped(actions)
         self._write(observation, infos, rows, self._everyone)
 
     def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
@@ -228,10 +213,8 @@ class GymVector:
         env = self._open()
         if not self._resets_some:
             raise self._inseparable("its reset does not document options['reset_mask']")
-        try:
-            observation, infos = _reset_some(env, ended)
-        except Exception as error:
-            raise self._raised("reset(options={'reset_mask': …})", error) from error
+        where = "reset(options={'reset_mask': …})"
+        observation, infos = self._named(where, _reset_some, env, ended)
         rows = self._observed(rows, infos, ended)
         arrays = [np.asarray(value) for value in flatten(self._space, observation)]
         indices, everyone = np.flatnonzero(ended).tolist(), range(self.num_envs)
@@ -299,9 +282,23 @@ class GymVector:
             part = np.asarray(value)[ended]
             array[ended] = self._writer.fitting(number, part, array.dtype, indices)
 
-    def _raised(self, where: str, error: Exception) -> EnvError:
-        text = one_line(error, None)
-        return EnvError(f"'{self.spec.id}' raised in {where}: {type(error).__name__}: {text}")
+    def _begin(self, seeds: Sequence[int]) -> Any:
+        env = self._open()
+        if self._rebuild is None:
+            return env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
+        env.close()
+        self._env = _stepped_on(self._rebuild(seeds))
+        return self._env.reset()
+
+    def _stepped(self, actions: Any) -> Sequence[Any]:
+        return step_values(self._named("step", self._open().step, actions), f"'{self.spec.id}'")
+
+    def _named(self, where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a function's result; name the environment and the call in its error."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise EnvError(f"'{self.spec.id}' raised in {where}: {cause(error)}") from error
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any], name: str) -> AutoresetMode:
@@ -421,7 +418,8 @@ def _reset_some(
     if isinstance(env, VectorWrapper) and (wrapped := known_wrapper(env)):
         observation, infos = _reset_some(env.env, ended)
         return wrapped(env, observation, ended), infos
-    observation, infos = env.reset(options={"reset_mask": ended})
+    result = env.reset(options={"reset_mask": ended})
+    observation, infos = reset_values(result, "the environment")
     ids = infos.get("env_id")
     if ids is not None and len(ids) != len(ended) and list(ids) != sorted(ids):
         raise EnvError(f"a partial reset returned environments out of order: {list(ids)}")

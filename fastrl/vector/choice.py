@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from fastrl.envs.action_masks import random_actions, uniform_numbers, valid_sample
+from fastrl.envs.rows import reset_values, step_values
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError
 from fastrl.global_streams import seeded_streams
 from fastrl.system import usable_cores
@@ -249,10 +250,10 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
         begin: Called before each kind of call with its name.
     """
     begin("reset()")
-    seen, info = env.reset(seed=0)
+    seen, info = reset_values(env.reset(seed=0), 0)
     draw = random_actions(env, info)
     begin("step()")
-    env.step(draw(seen, info))
+    step_values(env.step(draw(seen, info)), 0)
     begin("reset()")
     seen, info = env.reset()
     begin("step()")

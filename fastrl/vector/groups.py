@@ -28,7 +28,7 @@ from fastrl.envs.batched_env import Columns, StepViews, renumber
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.family import Vector
 from fastrl.envs.gym_loop import NEVER, StepLoop
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.envs.wrappers import watchers
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, cause, one_line
@@ -199,7 +199,9 @@ class EnvGroup(StepLoop):
         step = self._next_step(index)
         self._clock.advance_one(index)
         action = single_action(self._spec.action_space, views.action, index)
-        observations[index], reward, terminated, truncated, infos[index] = step(action)
+        observations[index], reward, terminated, truncated, infos[index] = step_values(
+            step(action), env_index
+        )
         flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
         views.terminated[index] = views.truncated[index] = False
         if any(flags):
@@ -266,7 +268,8 @@ class EnvGroup(StepLoop):
         for enforcer in self._enforcers[index]:
             enforcer._has_reset = True
         given = None if options is None else dict(options)
-        observation, info = self._bare[index].reset(seed=seed, options=given)
+        result = self._bare[index].reset(seed=seed, options=given)
+        observation, info = reset_values(result, self._at[0])
         _check_info("reset", info)
         return observation, info
 
@@ -518,14 +521,16 @@ class _Copied:
     def step_rows(self, views: StepViews) -> dict[str, Any]:
         space = self._vector.single_action_space
         by_path = dict(zip(leaves(space), (row.copy() for row in views.action), strict=True))
-        seen, reward, terminated, truncated, infos = self._vector.step(unflatten(space, by_path))
+        result = self._vector.step(unflatten(space, by_path))
+        seen, reward, terminated, truncated, infos = step_values(result, "the batch")
         self._write(seen, views.observation)
         views.reward[:] = reward
         views.terminated[:], views.truncated[:] = terminated, truncated
         return infos
 
     def reset_rows(self, rows: Any, seed: Any, options: Any) -> dict[str, Any]:
-        observation, infos = self._vector.reset(seed=seed, options=options)
+        result = self._vector.reset(seed=seed, options=options)
+        observation, infos = reset_values(result, "the batch")
         self._write(observation, rows)
         return infos
 
