@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Protocol, Self, TypeVar
 
+from fastrl.errors import USERS_FAILURES
+
 
 class Closable(Protocol):
     """Holds resources, such as processes or a simulator, until it is closed."""
@@ -78,27 +80,23 @@ def unwinding() -> Iterator[None]:
 @contextmanager
 def closed_after(held: Closable) -> Iterator[None]:
     """Close at the end of a block; an error of the block takes precedence over one of closing."""
-    try:
+    with closing_on_error(held):
         yield
-    except BaseException:
-        with suppress(Exception):
-            held.close()
-        raise
     held.close()
 
 
 @contextmanager
 def closing_on_error(
-    held: Closable, but: type[Exception] | tuple[type[Exception], ...] = ()
+    *held: Closable, but: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Close if the block raises an error other than ``but``; its error takes precedence."""
+    """Close all if the block raises an error other than ``but``; its error takes precedence."""
     try:
         yield
     except but:
         raise
     except BaseException:
-        with suppress(Exception):
-            held.close()
+        with suppress(*USERS_FAILURES):
+            close_all(held)
         raise
 
 
@@ -108,7 +106,7 @@ def build_all(built: Iterable[Held]) -> list[Held]:
     try:
         held.extend(built)
     except BaseException:
-        with suppress(Exception):
+        with suppress(*USERS_FAILURES):
             close_all(held)
         raise
     return held

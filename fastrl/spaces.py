@@ -204,14 +204,13 @@ def _observation_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
 
 
 def _action_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
-    if isinstance(space, spaces.Discrete):
-        return TensorSpec((), torch.int64)
-    if isinstance(space, spaces.MultiDiscrete):
-        return TensorSpec(tuple(space.shape), torch.int64)
+    shape = tuple(space.shape or ())
     if isinstance(space, spaces.MultiBinary):
-        return TensorSpec(tuple(space.shape), torch.int8)
-    if np.issubdtype(np.dtype(space.dtype), np.floating) and space.shape is not None:
-        return TensorSpec(tuple(space.shape), torch.float32)
+        return TensorSpec(shape, torch.int8)
+    if not isinstance(space, spaces.Box):
+        return TensorSpec(shape, torch.int64)
+    if np.issubdtype(space.dtype, np.floating):
+        return TensorSpec(shape, torch.float32)
     raise SpaceError(
         f"unsupported action space {space}{at_path(path)}: a Box of actions must be floating "
         "point; use MultiDiscrete for integers"

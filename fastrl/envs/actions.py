@@ -132,11 +132,9 @@ class ActionConverter:
         Raises:
             ArgumentError: There are no such bounds.
             SpaceError: The space is unsupported, or ``squash`` is used for an unbounded ``Box``.
-            ArgumentError: ``bounds`` is something else.
         """
         one_of("action_bounds", bounds, (*get_args(ActionBounds), None))
         action_specs(space)
-        one_of("action_bounds", bounds, ("clip", "squash", None))
         self._space, self._bounds = space, bounds
         self._converts = {
             path: _convert(leaf, bounds, path) for path, leaf in leaves(space).items()

@@ -229,7 +229,7 @@ def number_of(reward: Any, index: int) -> float:
         ) from None
 
 
-def step_values(result: Any, who: str | int) -> Sequence[Any]:
+def step_values(result: Any, who: str | int) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
     """Return the five values of a step.
 
     Args:
@@ -239,22 +239,23 @@ def step_values(result: Any, who: str | int) -> Sequence[Any]:
     Raises:
         EnvError: It returned something else.
     """
-    return _values(result, who, "step", "(observation, reward, terminated, truncated, info)")
+    expected = "(observation, reward, terminated, truncated, info)"
+    return _values(result, who, "step", expected)  # type: ignore[no-any-return]
 
 
-def reset_values(result: Any, who: str | int) -> Sequence[Any]:
+def reset_values(result: Any, who: str | int) -> tuple[Any, dict[str, Any]]:
     """Return the two values of a reset; see `step_values`.
 
     Raises:
         EnvError: The environment returned something else.
     """
-    return _values(result, who, "reset", "(observation, info)")
+    return _values(result, who, "reset", "(observation, info)")  # type: ignore[no-any-return]
 
 
-def _values(result: Any, who: str | int, method: str, expected: str) -> Sequence[Any]:
+def _values(result: Any, who: str | int, method: str, expected: str) -> Any:
     is_sequence = isinstance(result, tuple | list)
     if is_sequence and len(result) == expected.count(",") + 1:
-        return result  # type: ignore[no-any-return]
+        return result
     env = f"env {who}" if isinstance(who, int) else who
     found = f"{len(result)} values" if is_sequence else f"a {type(result).__name__}"
     raise EnvError(

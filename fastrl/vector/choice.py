@@ -11,7 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
@@ -195,10 +195,10 @@ def _random_actions(envs: FastVectorEnv) -> Callable[[], Any]:
     """
     envs.action_space.seed(0)
     samples = itertools.cycle([envs.action_space.sample() for _ in range(5)])
-    try:
-        if not envs.has_action_masks:
-            return lambda: next(samples)
-    except EnvError:  # something else has this name
+    has_masks = False
+    with suppress(EnvError):  # something else has this name
+        has_masks = envs.has_action_masks
+    if not has_masks:
         return lambda: next(samples)
     space, uniform = envs.single_action_space, uniform_numbers()
     empty: Any = create_empty_array(space, envs.num_envs)

@@ -62,11 +62,6 @@ class Exchange(Shared):
         self._share()
         self.reset_seed.fill(NO_RESET)
 
-    def put_objects(self, rows: Rows, envs: range, objects: Sequence[Any]) -> None:
-        """Write Python objects into the rows of some environments."""
-        for index, each in zip(envs, objects, strict=True):
-            rows[0][index] = each
-
     def _arrays(self, space: spaces.Space[Any]) -> list[tuple[tuple[int, ...], Any]]:
         """Return shape and dtype of the rows of a space, of objects without `fits_rows`."""
         if not self.fits_rows:
@@ -123,8 +118,7 @@ class ActionRows:
             only[...] = actions
             return
         if self._objects:
-            for index, action in enumerate(self._iterated(actions)):
-                self._rows[0][index] = action
+            self._rows[0][:] = array_of_objects(self._iterated(actions))
             return
         values = stored_leaves(self._space, self._leaves, actions, (len(self._rows[0]),))
         for row, value in zip(self._rows, values, strict=True):
@@ -142,7 +136,7 @@ class ActionRows:
 
     def of(self, index: int) -> Any:
         """Return the latest action of one environment."""
-        return single_action(self._space, self._rows, index)
+        return splitter(self._space, row_of(self._rows, index))()[0]
 
     def _iterated(self, actions: Any) -> list[Any]:
         try:
@@ -154,6 +148,14 @@ class ActionRows:
         if len(found) != len(self._rows[0]):
             raise ArgumentError(f"got {len(found)} actions for {len(self._rows[0])} environments")
         return found
+
+
+def array_of_objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """Return any values as an array of objects; NumPy would unpack a list of sequences."""
+    found = np.empty(len(values), _OBJECT)
+    for index, value in enumerate(values):
+        found[index] = value
+    return found
 
 
 def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
@@ -178,9 +180,6 @@ def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
     return split
 
 
-def single_action(space: spaces.Space[Any], rows: Rows, index: int) -> Any:
-    """Return a copy of the action of one environment."""
-    if rows[0].dtype == _OBJECT:
-        return rows[0][index]
-    found = [row[index] if row.ndim == 1 else row[index].copy() for row in rows]
-    return unflatten(space, dict(zip(leaves(space), found, strict=True)))
+def row_of(rows: Rows, index: int) -> Rows:
+    """Return the row of one environment, as a view of a batch of one."""
+    return tuple(row[index : index + 1] for row in rows)

@@ -6,7 +6,6 @@ one is built and called with a deadline for each of its calls.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequen
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -23,17 +23,24 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief
-from fastrl.closing import Closable, close_all
+from fastrl.closing import Closable, build_all, close_all, closing_on_error
 from fastrl.envs.batched_env import Columns, StepViews, renumber
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.family import Vector
 from fastrl.envs.gym_loop import NEVER, StepLoop
 from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.vector_facade import BatchedVectorEnv
-from fastrl.envs.wrappers import watchers
+from fastrl.envs.wrappers import peel, watchers
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, cause, one_line
 from fastrl.spaces import flatten, leaves, unflatten
-from fastrl.vector.exchange import NO_RESET, UNSEEDED, Exchange, single_action, splitter
+from fastrl.vector.exchange import (
+    NO_RESET,
+    UNSEEDED,
+    Exchange,
+    array_of_objects,
+    row_of,
+    splitter,
+)
 from fastrl.vector.failures import EnvTimeoutError
 from fastrl.vector.infos import copied, gather
 from fastrl.vector.vector_plan import Env, InstanceSpec, NativeBuild, VectorPlan
@@ -142,16 +149,15 @@ class EnvGroup(StepLoop):
         self.envs = envs
         self._spec, self._exchange, self._mode = spec, exchange, plan.autoreset
         self.begin_close: Callable[[], None] = lambda: None
-        self._whole = list(built)
-        try:
-            for index in envs[len(self._whole) :]:
-                at[0] = index
-                self._whole.append(plan.build(index))
+
+        def build(index: int) -> Env:
+            at[0] = index
+            return plan.build(index)
+
+        self._whole = build_all(chain(built, map(build, envs[len(built) :])))
+        with closing_on_error(*self._whole):
             skipped = [watchers(env) for env in self._whole]
-            self._bare = [
-                outer[-1].env if outer else env
-                for outer, env in zip(skipped, self._whole, strict=True)
-            ]
+            self._bare = [peel(env)[0] for env in self._whole]
             self._limits = [[w for w in outer if isinstance(w, TimeLimit)] for outer in skipped]
             self._enforcers = [
                 [w for w in outer if isinstance(w, OrderEnforcing)] for outer in skipped
@@ -159,15 +165,11 @@ class EnvGroup(StepLoop):
             super().__init__(
                 self._bare,
                 spec,
-                spec.name,
+                plan.name,
                 first=envs.start,
                 at=at,
                 different=plan.different_spaces,
             )
-        except BaseException:
-            with contextlib.suppress(*USERS_FAILURES):  # the first error is the one to report
-                close_all(self._whole)
-            raise
         for env in self._whole:
             quicken(env.unwrapped)
         self._keep_limits()
@@ -175,7 +177,11 @@ class EnvGroup(StepLoop):
         self._views = [bank.part(slice(envs.start, envs.stop)) for bank in exchange.banks]
         kind = ObservationWriter if exchange.fits_rows else _ObjectWriter
         self._writer: Any = kind(spec.observation_space, envs.start, at)
-        self._split = splitter(spec.action_space, self._views[0].action)
+        action = self._views[0].action
+        self._split = splitter(spec.action_space, action)
+        self._split_one = [
+            splitter(spec.action_space, row_of(action, index)) for index in range(len(envs))
+        ]
 
     def step(self, bank: int) -> Columns:
         """Step every environment once; return their infos."""
@@ -198,10 +204,8 @@ class EnvGroup(StepLoop):
         infos = list(observations)
         step = self._next_step(index)
         self._clock.advance_one(index)
-        action = single_action(self._spec.action_space, views.action, index)
-        observations[index], reward, terminated, truncated, infos[index] = step_values(
-            step(action), env_index
-        )
+        result = step_values(step(self._split_one[index]()[0]), env_index)
+        observations[index], reward, terminated, truncated, infos[index] = result
         flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
         views.terminated[index] = views.truncated[index] = False
         if any(flags):
@@ -330,8 +334,7 @@ class _ObjectWriter:
     def __init__(self, *_: object) -> None: ...
 
     def write_all(self, observations: Sequence[Any], rows: Sequence[Any]) -> None:
-        for index, observation in enumerate(observations):
-            rows[0][index] = observation
+        rows[0][:] = array_of_objects(observations)
 
     def write_one(self, index: int, observation: Any, rows: Sequence[Any]) -> None:
         rows[0][index] = observation

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from fastrl.envs.action_masks import find_source, flat_mask, valid_sample
 from fastrl.envs.catalogue import list_environments
 from fastrl.envs.env_factory import EnvFactory
-from fastrl.errors import ConfigError, EnvError, SpaceError
+from fastrl.errors import EnvError, SpaceError
 from fastrl.spec import EnvSpec
 from tests.masked_env import SPACES, CheckingEnv, known_mask, make_vector, options
 
@@ -84,7 +84,7 @@ def test_environments_are_not_probed_again_where_the_source_is_known():
     ],
 )
 def test_configured_source_that_does_not_exist_is_rejected(env_id, source):
-    with pytest.raises(ConfigError, match=r"^env.action_mask: .*'(fastrl/)?CartPole-v1' ha"):
+    with pytest.raises(EnvError, match=r"^env.action_mask: .*'(fastrl/)?CartPole-v1' ha"):
         EnvFactory(env_id, action_mask=source).probe()
     known = EnvFactory(env_id)
     known.with_masks_of(known.probe()).batched(1).close()
