@@ -45,7 +45,7 @@ from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.state import State, layers_state, load_layers_state
 from fastrl.errors import EnvError, cause
-from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.spaces import flatten, nested
 from fastrl.spec import ACTION_MASK, EnvSpec
 
 _PER_ENV = ("rewards", "terminated", "truncated")
@@ -354,7 +354,7 @@ class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
         rows = [leaf.copy() for leaf in flatten(space, self._observation)]
         for row, new in zip(rows, flatten(space, part), strict=True):
             row[infos.get("env_id", ids)] = new
-        return unflatten(space, dict(zip(leaves(space), rows, strict=True))), {}
+        return nested(space, rows), {}
 
 
 def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:

@@ -25,7 +25,7 @@ from fastrl.arguments import brief, nearest, one_of, whole
 from fastrl.envs.actions import stored_leaves
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import ArgumentError, EnvError, one_line
-from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.spaces import flatten, leaves, nested
 
 _MAX_SEED = 2**31 - 1
 AUTORESET_MODES: Mapping[str, AutoresetMode] = {
@@ -117,7 +117,6 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         )
         # Environments whose next step begins an episode.
         self._waiting = np.zeros(self.num_envs, np.bool_)
-        self._paths = tuple(leaves(self.single_observation_space))
         self._final_rows = self._rows()
         self._latest: Rows = ()
         self._leaves = leaves(spec.action_space)
@@ -320,8 +319,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         return final
 
     def _nested(self, arrays: Sequence[Any]) -> Any:
-        by_path = dict(zip(self._paths, arrays, strict=True))
-        return unflatten(self.single_observation_space, by_path)
+        return nested(self.single_observation_space, arrays)
 
 
 class SingleBatchedEnv(gymnasium.Env[Any, Any]):

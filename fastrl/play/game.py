@@ -154,8 +154,8 @@ def play(
     while True:
         number += 1
         with blaming(name):
-            result = env.reset(seed=seed if number == 1 else None)
-            observation, _ = reset_values(result, f"'{name}'")
+            begun = env.reset(seed=seed if number == 1 else None)
+            observation, _ = reset_values(begun, f"'{name}'")
             player.begin()
             total, steps, is_over = 0.0, 0, False
             if not _is_begun(env, name, player, display, f"episode {number}", pause_s):

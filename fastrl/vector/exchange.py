@@ -17,11 +17,11 @@ from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import stored_leaves
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import Rows, StepViews, part_of
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.memory import Shared, SharedArrays
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import leaves, unflatten
+from fastrl.spaces import leaves, nested
 from fastrl.vector.vector_plan import InstanceSpec
 
 NO_RESET = -1
@@ -136,7 +136,7 @@ class ActionRows:
 
     def of(self, index: int) -> Any:
         """Return the latest action of one environment."""
-        return splitter(self._space, row_of(self._rows, index))()[0]
+        return splitter(self._space, part_of(self._rows, slice(index, index + 1)))()[0]
 
     def _iterated(self, actions: Any) -> list[Any]:
         try:
@@ -168,18 +168,9 @@ def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
         return lambda: list(first)
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return lambda: list(first.copy())
-    paths = tuple(leaves(space))
 
     def split() -> list[Any]:
         columns = [list(row.copy()) for row in rows]
-        return [
-            unflatten(space, dict(zip(paths, parts, strict=True)))
-            for parts in zip(*columns, strict=True)
-        ]
+        return [nested(space, parts) for parts in zip(*columns, strict=True)]
 
     return split
-
-
-def row_of(rows: Rows, index: int) -> Rows:
-    """Return the row of one environment, as a view of a batch of one."""
-    return tuple(row[index : index + 1] for row in rows)

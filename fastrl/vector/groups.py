@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import brief
 from fastrl.closing import Closable, build_all, close_all, closing_on_error
-from fastrl.envs.batched_env import Columns, StepViews, renumber
+from fastrl.envs.batched_env import Columns, StepViews, part_of, renumber
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.family import Vector
 from fastrl.envs.gym_loop import NEVER, StepLoop
@@ -32,15 +32,8 @@ from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.envs.wrappers import peel, watchers
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, cause, one_line
-from fastrl.spaces import flatten, leaves, unflatten
-from fastrl.vector.exchange import (
-    NO_RESET,
-    UNSEEDED,
-    Exchange,
-    array_of_objects,
-    row_of,
-    splitter,
-)
+from fastrl.spaces import flatten, nested
+from fastrl.vector.exchange import NO_RESET, UNSEEDED, Exchange, array_of_objects, splitter
 from fastrl.vector.failures import EnvTimeoutError
 from fastrl.vector.infos import copied, gather
 from fastrl.vector.vector_plan import Env, InstanceSpec, NativeBuild, VectorPlan
@@ -180,7 +173,8 @@ class EnvGroup(StepLoop):
         action = self._views[0].action
         self._split = splitter(spec.action_space, action)
         self._split_one = [
-            splitter(spec.action_space, row_of(action, index)) for index in range(len(envs))
+            splitter(spec.action_space, part_of(action, slice(index, index + 1)))
+            for index in range(len(envs))
         ]
 
     def step(self, bank: int) -> Columns:
@@ -523,8 +517,7 @@ class _Copied:
 
     def step_rows(self, views: StepViews) -> dict[str, Any]:
         space = self._vector.single_action_space
-        by_path = dict(zip(leaves(space), (row.copy() for row in views.action), strict=True))
-        result = self._vector.step(unflatten(space, by_path))
+        result = self._vector.step(nested(space, (row.copy() for row in views.action)))
         seen, reward, terminated, truncated, infos = step_values(result, "the batch")
         self._write(seen, views.observation)
         views.reward[:] = reward
@@ -548,7 +541,7 @@ def _one(space: Any, values: Any, index: int) -> Any:
     if isinstance(values, np.ndarray) and values.dtype == object:
         return values[index]
     rows = [np.array(np.asarray(each)[index]) for each in flatten(space, values)]
-    return unflatten(space, dict(zip(leaves(space), rows, strict=True)))
+    return nested(space, rows)
 
 
 Group = EnvGroup | NativeGroup

@@ -30,7 +30,7 @@ from fastrl.envs.action_masks import METHOD, InfoMasks, flat_mask, has_method, o
 from fastrl.envs.vector_facade import checked_mask, checked_options, checked_seeds
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import leaves, unflatten
+from fastrl.spaces import leaves, nested
 from fastrl.spec import ACTION_MASK
 from fastrl.vector.driver import STEP, Driver, ErrorAnswer, Request
 from fastrl.vector.exchange import UNSEEDED, ActionRows
@@ -91,8 +91,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if isinstance(self.observation_mode, tuple):
             self._take_spaces(*self.observation_mode)
         self._fits_rows = self._exchange.fits_rows
-        self._paths = tuple(leaves(spec.observation_space)) if self._fits_rows else ()
-        self._plain = self._paths == ("",) and copy and output == "numpy"
+        self._is_leaf = self._fits_rows and list(leaves(spec.observation_space)) == [""]
+        self._plain = self._is_leaf and copy and output == "numpy"
         self._actions = ActionRows(spec.action_space, self._exchange)
         self._banks, self._bank = self._exchange.banks, 0
         self._steps = [Request(STEP, (bank,), fatal=True) for bank in range(NUM_BANKS)]
@@ -488,10 +488,9 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
 
     def _nested(self, rows: Sequence[NDArray[Any]]) -> Any:
         """Return one array per leaf in the form of the observation space."""
-        if self._paths == ("",):
+        if self._is_leaf:
             return self._given(rows[0])
-        by_path = dict(zip(self._paths, map(self._given, rows), strict=True))
-        return unflatten(self._driver.spec.observation_space, by_path)
+        return nested(self._driver.spec.observation_space, map(self._given, rows))
 
     def _given(self, array: NDArray[Any]) -> Any:
         return torch.from_numpy(array) if self.output == "torch" else array
