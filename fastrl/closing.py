@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Protocol, Self, TypeVar
 
-from fastrl.errors import USERS_FAILURES
+_FAILURES = (Exception, SystemExit, GeneratorExit)
+"""Errors of a close that give way to the error of a block."""
 
 
 class Closable(Protocol):
@@ -95,7 +96,7 @@ def closing_on_error(
     except but:
         raise
     except BaseException:
-        with suppress(*USERS_FAILURES):
+        with suppress(*_FAILURES):
             close_all(held)
         raise
 
@@ -106,7 +107,7 @@ def build_all(built: Iterable[Held]) -> list[Held]:
     try:
         held.extend(built)
     except BaseException:
-        with suppress(*USERS_FAILURES):
+        with suppress(*_FAILURES):
             close_all(held)
         raise
     return held
