@@ -11,6 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Protocol, Self, TypeVar
 
+_FAILURES = (Exception, SystemExit, GeneratorExit)
+"""Errors of a close that give way to the error of a block."""
+
 
 class Closable(Protocol):
     """Holds resources, such as processes or a simulator, until it is closed."""
@@ -88,16 +91,16 @@ def closed_after(held: Closable) -> Iterator[None]:
 
 @contextmanager
 def closing_on_error(
-    held: Closable, but: type[Exception] | tuple[type[Exception], ...] = ()
+    *held: Closable, but: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Close if the block raises an error other than ``but``; its error takes precedence."""
+    """Close all if the block raises an error other than ``but``; its error takes precedence."""
     try:
         yield
     except but:
         raise
     except BaseException:
-        with suppress(Exception):
-            held.close()
+        with suppress(*_FAILURES):
+            close_all(held)
         raise
 
 
@@ -107,7 +110,7 @@ def build_all(built: Iterable[Held]) -> list[Held]:
     try:
         held.extend(built)
     except BaseException:
-        with suppress(Exception):
+        with suppress(*_FAILURES):
             close_all(held)
         raise
     return held

@@ -6,7 +6,7 @@ in ``Dict`` and ``Tuple`` spaces, with keys converted by ``str``. Leaves have gy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -173,14 +173,22 @@ def flattener(space: spaces.Space[Any]) -> Callable[[Any], Sequence[Any]]:
     return lambda value: tuple(flatten(space, value))
 
 
-def unflatten(space: spaces.Space[Any], by_path: Mapping[str, T], path: str = "") -> Any:
+def unflatten(space: spaces.Space[Any], by_path: Mapping[str, T]) -> Any:
     """Rebuild the nested structure of ``space``, with its keys, from leaves by path."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = {
-            key: unflatten(child, by_path, _joined(path, key)) for key, child in _children(space)
-        }
-        return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
-    return by_path[path]
+    return nested(space, [by_path[path] for path in leaves(space)])
+
+
+def nested(space: spaces.Space[Any], values: Iterable[Any]) -> Any:
+    """Rebuild the nested structure of ``space``, with its keys, from the values of `flatten`."""
+    return _nested(space, iter(values))
+
+
+def _nested(space: spaces.Space[Any], values: Iterator[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _nested(child, values) for key, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple([_nested(child, values) for child in space.spaces])
+    return next(values)
 
 
 def _children(space: spaces.Space[Any]) -> Iterator[tuple[Any, spaces.Space[Any]]]:
@@ -204,14 +212,13 @@ def _observation_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
 
 
 def _action_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
-    if isinstance(space, spaces.Discrete):
-        return TensorSpec((), torch.int64)
-    if isinstance(space, spaces.MultiDiscrete):
-        return TensorSpec(tuple(space.shape), torch.int64)
+    shape = tuple(space.shape or ())
     if isinstance(space, spaces.MultiBinary):
-        return TensorSpec(tuple(space.shape), torch.int8)
-    if np.issubdtype(np.dtype(space.dtype), np.floating) and space.shape is not None:
-        return TensorSpec(tuple(space.shape), torch.float32)
+        return TensorSpec(shape, torch.int8)
+    if not isinstance(space, spaces.Box):
+        return TensorSpec(shape, torch.int64)
+    if np.issubdtype(space.dtype, np.floating):
+        return TensorSpec(shape, torch.float32)
     raise SpaceError(
         f"unsupported action space {space}{at_path(path)}: a Box of actions must be floating "
         "point; use MultiDiscrete for integers"

@@ -14,6 +14,7 @@ from fastrl.arguments import brief
 from fastrl.datasets.demonstrations import are_allowed
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.rows import reset_values
 from fastrl.errors import USERS_FAILURES, ConfigError, EnvError, FastrlError, cause
 from fastrl.models.policy import Leaves, PolicyModel, initial_state, state_size
 from fastrl.spaces import TensorSpec, flatten, leaves, unflatten
@@ -197,7 +198,7 @@ def try_function(policy: FunctionPolicy, where: str, factory: EnvFactory) -> Non
     except EnvError:
         return  # The workers report failures; a vector environment has no single environment.
     with closing(env):
-        observation, _ = env.reset(seed=0)
+        observation, _ = reset_values(env.reset(seed=0), f"'{factory.name}'")
     try:
         policy.check(observation)
     except FastrlError as error:

@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief
+from fastrl.envs.rows import reset_values, step_values
 from fastrl.envs.wrappers import watchers
 from fastrl.errors import USERS_FAILURES, EnvError, SpaceError
 from fastrl.global_streams import seeded_streams
@@ -297,12 +298,13 @@ class MaskInObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         given = {} if options is None else {"options": options}
-        observation, info = self.env.reset(seed=seed, **given)
+        observation, info = reset_values(self.env.reset(seed=seed, **given), "the environment")
         return self._joined(observation, info, False), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step once."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        result = step_values(self.env.step(action), "the environment")
+        observation, reward, terminated, truncated, info = result
         is_over = bool(terminated or truncated)
         return self._joined(observation, info, is_over), reward, terminated, truncated, info
 
@@ -383,43 +385,17 @@ class InfoMasks:
         return has
 
 
-class VectorMasks(InfoMasks):
-    """The latest masks of a vector environment that does not observe them.
+def method_masks(env: Any, space: spaces.Space[Any]) -> NDArray[np.bool_]:
+    """Return the masks of a vector environment with the method `METHOD`, ``[n, choices] bool``.
 
     Args:
-        source: Source of the masks.
+        env: The vector environment, whose environments or which itself has the method.
         space: Action space of one environment.
-        num_envs: n.
+
+    Raises:
+        EnvError: A mask does not match the actions.
     """
-
-    def __init__(self, source: MaskSource, space: spaces.Space[Any], num_envs: int) -> None:
-        super().__init__(space, num_envs)
-        self._source = source
-
-    def latest(self, env: Any, infos: Any, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the masks after a step or a reset, ``[n, choices] bool``.
-
-        Args:
-            env: The vector environment.
-            infos: Infos of the step or the reset, in gymnasium's vector form.
-            needed: ``[n]``: environments that must have one.
-
-        Raises:
-            EnvError: A mask is missing or does not match the actions.
-        """
-        if self._source == "method":
-            return np.stack([flat_mask(self._space, mask) != 0 for mask in _called(env)])
-        missing = needed & ~self.note(infos if isinstance(infos, Mapping) else {})
-        if missing.any():
-            index = int(missing.argmax())
-            raise EnvError(f"env {index} gave no infos['{ACTION_MASK}'], unlike in its first reset")
-        assert self.rows is not None
-        return self.rows
-
-
-def _called(env: Any) -> Any:
-    """Return the result of the method, of each environment or of all of them."""
     base = env.unwrapped
-    if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
-        return base.call(METHOD)
-    return getattr(base, METHOD)()
+    is_of_each = isinstance(base, SyncVectorEnv | AsyncVectorEnv)
+    masks = base.call(METHOD) if is_of_each else getattr(base, METHOD)()
+    return np.stack([flat_mask(space, mask) != 0 for mask in masks])

@@ -17,7 +17,7 @@ from fastrl.arguments import one_of
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, EnvError, SpaceError, one_line
-from fastrl.spaces import action_specs, at_path, flatten, leaves, outside, unflatten
+from fastrl.spaces import action_specs, at_path, flatten, leaves, nested, outside
 
 ActionBounds = Literal["clip", "squash"]
 """Conversion of samples of a ``Box``: clipped to its finite bounds, squashed by tanh, or none."""
@@ -132,21 +132,16 @@ class ActionConverter:
         Raises:
             ArgumentError: There are no such bounds.
             SpaceError: The space is unsupported, or ``squash`` is used for an unbounded ``Box``.
-            ArgumentError: ``bounds`` is something else.
         """
         one_of("action_bounds", bounds, (*get_args(ActionBounds), None))
         action_specs(space)
-        one_of("action_bounds", bounds, ("clip", "squash", None))
         self._space, self._bounds = space, bounds
-        self._converts = {
-            path: _convert(leaf, bounds, path) for path, leaf in leaves(space).items()
-        }
-        self._only = self._converts.get("")
-        self._scalars = {
-            path
-            for path, leaf in leaves(space).items()
-            if isinstance(leaf, spaces.Box) and not leaf.shape
-        }
+        found = leaves(space)
+        self._converts = [_convert(leaf, bounds, path) for path, leaf in found.items()]
+        self._only = self._converts[0] if list(found) == [""] else None
+        self._are_scalars = [
+            isinstance(leaf, spaces.Box) and not leaf.shape for leaf in found.values()
+        ]
         # Elements of an array of scalars are already copies.
         self._as_stored = (
             isinstance(space, spaces.Discrete) and space.start == 0 and space.dtype == np.int64
@@ -163,7 +158,7 @@ class ActionConverter:
         """
         if self._only is not None:
             return self._only(rows[0])
-        return unflatten(self._space, self._arrays(rows))
+        return nested(self._space, self._arrays(rows))
 
     def split(self, rows: Rows) -> list[Any]:
         """Return one action per environment.
@@ -177,12 +172,9 @@ class ActionConverter:
         if self._as_stored:
             return list(rows[0])
         if self._only is not None:
-            return self._each("", self._only(rows[0]))
-        columns = {path: self._each(path, array) for path, array in self._arrays(rows).items()}
-        return [
-            unflatten(self._space, dict(zip(columns, parts, strict=True)))
-            for parts in zip(*columns.values(), strict=True)
-        ]
+            return _each(self._only(rows[0]), self._are_scalars[0])
+        columns = map(_each, self._arrays(rows), self._are_scalars)
+        return [nested(self._space, parts) for parts in zip(*columns, strict=True)]
 
     def sampled(self, rows: Rows) -> list[NDArray[Any]]:
         """Return the samples of a policy for actions that environments accept.
@@ -199,15 +191,13 @@ class ActionConverter:
         found = zip(leaves(self._space).items(), rows, strict=True)
         return [_sampled(leaf, array, self._bounds, path) for (path, leaf), array in found]
 
-    def _each(self, path: str, rows: NDArray[Any]) -> list[Any]:
-        """Return one action per environment, an array also for a ``Box`` without dimensions."""
-        if path in self._scalars:
-            return [rows[index, ...] for index in range(len(rows))]
-        return list(rows)
+    def _arrays(self, rows: Rows) -> list[NDArray[Any]]:
+        return [convert(array) for convert, array in zip(self._converts, rows, strict=True)]
 
-    def _arrays(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        pairs = zip(self._converts.items(), rows, strict=True)
-        return {path: convert(array) for (path, convert), array in pairs}
+
+def _each(rows: NDArray[Any], is_scalar: bool) -> list[Any]:
+    """Return one action per environment, an array also for a ``Box`` without dimensions."""
+    return [rows[index, ...] for index in range(len(rows))] if is_scalar else list(rows)
 
 
 def _convert(leaf: spaces.Space[Any], bounds: ActionBounds | None, path: str) -> Convert:

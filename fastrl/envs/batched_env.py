@@ -70,17 +70,13 @@ class StepViews:
 
     def part(self, rows: slice) -> StepViews:
         """Return the views of some environments, without ``episode_info`` and extras."""
-        observation, final = (
-            tuple(leaf[rows] for leaf in leaves)
-            for leaves in (self.observation, self.final_observation)
-        )
         return StepViews(
-            action=tuple(leaf[rows] for leaf in self.action),
-            observation=observation,
+            action=part_of(self.action, rows),
+            observation=part_of(self.observation, rows),
             reward=self.reward[rows],
             terminated=self.terminated[rows],
             truncated=self.truncated[rows],
-            final_observation=final,
+            final_observation=part_of(self.final_observation, rows),
         )
 
     @property
@@ -89,6 +85,11 @@ class StepViews:
         flat = (self.reward, self.terminated, self.truncated)
         # Called in every step; a comprehension would take twice the time.
         return tuple(map(_SHAPE, (*self.action, *self.observation, *flat, *self.final_observation)))
+
+
+def part_of(leaves: Rows, rows: slice) -> Rows:
+    """Return the rows of some environments, as views."""
+    return tuple(leaf[rows] for leaf in leaves)
 
 
 class BatchShapes:

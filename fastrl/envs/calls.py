@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 
+from fastrl.arguments import brief
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.state import pack, unpack
 from fastrl.errors import USERS_FAILURES, EnvError, cause
@@ -82,10 +83,27 @@ def make_call(env: BatchedEnv, call: EnvCall) -> None:
         call.make(env, f"'{env.spec.id}'")
 
 
+def checked_calls(calls: Iterable[object]) -> list[EnvCall]:
+    """Return calls as a list.
+
+    Raises:
+        TypeError: One is not an `EnvCall`.
+    """
+    found = list(calls)
+    for each in found:
+        if not isinstance(each, EnvCall):
+            raise TypeError(f"call_envs takes a list of EnvCall, got {brief(each)} in it")
+    return cast("list[EnvCall]", found)
+
+
 def latest(calls: Iterable[EnvCall]) -> list[EnvCall]:
-    """Return the last call of each method and the last value of each attribute, oldest first."""
+    """Return the last call of each method and the last value of each attribute, oldest first.
+
+    Raises:
+        TypeError: See `checked_calls`.
+    """
     kept: dict[tuple[str, bool], EnvCall] = {}
-    for call in calls:
+    for call in checked_calls(calls):
         kept.pop((call.name, call.sets), None)
         kept[call.name, call.sets] = call
     return list(kept.values())
@@ -96,8 +114,10 @@ def pack_calls(calls: Iterable[EnvCall]) -> bytes:
 
     Raises:
         StateError: An argument is not plain data.
+        TypeError: See `checked_calls`.
     """
-    return pack([(each.name, tuple(each.args), dict(each.kwargs), each.sets) for each in calls])
+    plain = checked_calls(calls)
+    return pack([(each.name, tuple(each.args), dict(each.kwargs), each.sets) for each in plain])
 
 
 def unpack_calls(content: bytes) -> list[EnvCall]:

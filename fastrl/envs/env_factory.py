@@ -33,7 +33,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.arguments import at_least_one, brief, nearest, one_of, whole
-from fastrl.closing import build_all, close_all
+from fastrl.closing import build_all, closing_on_error
 from fastrl.envs.action_masks import (
     METHOD,
     find_source,
@@ -64,7 +64,7 @@ from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
 from fastrl.imports import running_script
-from fastrl.spec import EnvSpec, MaskSource
+from fastrl.spec import ACTION_MASK, EnvSpec, MaskSource
 from fastrl.system import draw_without_screen
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ class EnvFactory:
 
     def with_masks_of(self, spec: EnvSpec) -> Self:
         """Return this factory with the masks of a probe, to avoid another search."""
-        return dataclasses.replace(self, action_mask=spec.mask_source or "off")
+        known = "off" if spec.action_mask is None else spec.mask_source
+        return dataclasses.replace(self, action_mask=known or "off")
 
     @property
     def name(self) -> str:
@@ -175,17 +176,9 @@ class EnvFactory:
             SpaceError: A space is unsupported, or its actions cannot be squashed.
         """
         batch = self._build(num_envs, device=device)
-        with _closed_on_error(batch):
-            if not isinstance(batch, DeviceBatch):
-                raise self._not_on_device(batch)
+        with closing_on_error(batch):
             batch.env.spec = self._spec(batch, self._source(batch))
-        return batch.env
-
-    def _not_on_device(self, env: object) -> EnvError:
-        return EnvError(
-            f"env.id: '{self.name}' returned a {type(env).__name__}; sampler.kind: device needs a "
-            "fastrl.envs.DeviceEnv or a tensor environment, such as CartPole-v1"
-        )
+        return cast("DeviceEnv", batch.env)
 
     def single(self, **kwargs: Any) -> Env:
         """Build one gymnasium environment, with its time limit, to evaluate or to record.
@@ -199,7 +192,7 @@ class EnvFactory:
         object.__setattr__(other, "kwargs", {**self.kwargs, **kwargs})
         env = other._build(1, single=True)
         if _is_single(env):
-            with _closed_on_error(env):
+            with closing_on_error(env):
                 env = masked(env, self._source(env))
                 return PreviousActionReward(env) if self.previous_action_reward else env
         env.close()
@@ -217,7 +210,7 @@ class EnvFactory:
         num_envs = at_least_one("num_envs", num_envs)
         env = self._build(num_envs)
         begun = np.zeros(1, np.int64) if begun is None else begun
-        with _closed_on_error(env):
+        with closing_on_error(env):
             batch = self._batched(env, num_envs, begun)
             previous = self.previous_action_reward
             return BatchWithPrevious(batch, self.action_bounds) if previous else batch
@@ -238,19 +231,17 @@ class EnvFactory:
                 self._build_like_the_first(i, begun if i < num_envs else begun.copy(), source)
                 for i in range(1, num_envs + self.spare_envs)
             )
-            try:
+            with closing_on_error(*others):
                 return self._loop([env, *others], num_envs, spec, begun)
-            except BaseException:
-                with suppress(*USERS_FAILURES):
-                    close_all(others)
-                raise
         if env.num_envs != num_envs:
             raise EnvError(
                 f"'{self.name}' has {env.num_envs} environments, but {num_envs} were "
                 "requested; let the factory take the argument num_envs"
             )
         if isinstance(env, VectorEnv):
-            rebuild = partial(self._build, num_envs) if self._seeded_when_built else None
+            function = self._function
+            seeded_when_built = function is not None and takes_argument(function, "seeds")
+            rebuild = partial(self._build, num_envs) if seeded_when_built else None
             return GymVector(env, spec, action_bounds=self.action_bounds, rebuild=rebuild)
         return cast("BatchedEnv", env)
 
@@ -260,7 +251,7 @@ class EnvFactory:
         env = self._build(1)
         if _is_single(env):
             begun += 1
-            with _closed_on_error(env):
+            with closing_on_error(env):
                 return masked(env, source)
         env.close()
         raise EnvError(
@@ -307,7 +298,17 @@ class EnvFactory:
                 env.close()
 
     def _source(self, env: Any) -> MaskSource | None:
-        """Return the source of an environment's masks; probe another one if that needs a reset."""
+        """Return the source of an environment's masks; probe another one if that needs a reset.
+
+        Raises:
+            EnvError: The configured source does not exist.
+        """
+        spaces_owner = env.spec if _is_batched(env) else env
+        if self.action_mask == "observation" and not observes_mask(spaces_owner):
+            raise EnvError(
+                f"env.action_mask: observations of '{self.name}' have no key '{ACTION_MASK}' for "
+                "discrete actions; other values are auto, info, method and off"
+            )
         if self.action_mask == "method" and not (_is_batched(env) or has_method(env)):
             raise EnvError(f"env.action_mask: '{self.name}' has no method {METHOD}()")
         if self.action_mask != "auto":
@@ -325,28 +326,23 @@ class EnvFactory:
                 f"sampler.spare_envs: must be 0 for '{self.name}', which is stepped in batches and "
                 "begins its episodes itself"
             )
-        spec = env.spec
-        if isinstance(env, VectorEnv):
+        if _is_batched(env):
+            spec = dataclasses.replace(env.spec, mask_source=source)
+        else:
             seen, action = spaces_of(env, self.name)
-            spec = EnvSpec(
-                self.name,
-                seen if source in (None, "observation") else with_mask(seen, action),
-                action,
-                _vector_time_limit(env),
-                running_statistics=running_statistics(env),
-                mask_source=source,
-            )
-        elif _is_single(env):
-            limit = getattr(env.spec, "max_episode_steps", None) or peel(env)[1]
-            if limit is None and isinstance(env.unwrapped, LegacyGymEnv):
-                limit = env.unwrapped.time_limit
-            named = env.metadata.get("episode_info", ()) if env.metadata else ()
-            names = tuple(dict.fromkeys([*named, *self.episode_info]))
-            seen, action = spaces_of(env, self.name)
+            names: tuple[str, ...] = ()
+            if isinstance(env, VectorEnv):
+                limit = _vector_time_limit(env)
+                if source in ("info", "method"):
+                    seen = with_mask(seen, action)
+            else:
+                limit = getattr(env.spec, "max_episode_steps", None) or peel(env)[1]
+                if limit is None and isinstance(env.unwrapped, LegacyGymEnv):
+                    limit = env.unwrapped.time_limit
+                named = env.metadata.get("episode_info", ()) if env.metadata else ()
+                names = tuple(dict.fromkeys([*named, *self.episode_info]))
             statistics = running_statistics(env)
             spec = EnvSpec(self.name, seen, action, limit, names, statistics, mask_source=source)
-        else:
-            spec = dataclasses.replace(spec, mask_source=source)
         for name in self.episode_info:
             if name not in spec.episode_info:
                 raise EnvError(
@@ -378,9 +374,12 @@ class EnvFactory:
             raise EnvError(f"'{self.name}' cannot be built{arguments}: {cause(error)}") from error
         if isinstance(env, DeviceEnv):
             return DeviceBatch(env, self.action_bounds)
-        if self.must_be_on_device and not single:
-            with _closed_on_error(env):
-                raise self._not_on_device(env)
+        if device is not None or (self.must_be_on_device and not single):
+            with closing_on_error(env):
+                raise EnvError(
+                    f"env.id: '{self.name}' returned a {type(env).__name__}; sampler.kind: device "
+                    "needs a fastrl.envs.DeviceEnv or a tensor environment, such as CartPole-v1"
+                )
         if not (isinstance(env, gymnasium.Env | VectorEnv) or _is_batched(env)):
             raise EnvError(
                 f"'{self.name}' returned a {type(env).__name__}; expected a gymnasium or gym "
@@ -438,11 +437,6 @@ class EnvFactory:
         # An old environment's module may use such names while it is imported.
         with OLD_NUMPY:
             return factory(self.id, "env.id")
-
-    @property
-    def _seeded_when_built(self) -> bool:
-        function = self._function
-        return function is not None and takes_argument(function, "seeds")
 
     def _call(self, function: Callable[..., Any], offered: dict[str, Any]) -> Any:
         if self.randomize and not takes_argument(function, "randomize"):
@@ -515,7 +509,7 @@ def wrapped(env: Any, wrappers: Sequence[Wrapper], key: str, name: str) -> Any:
         EnvError: A wrapper raised, cannot be imported, or is for another kind of environments.
     """
     for wrapper in wrappers:
-        with _closed_on_error(env):
+        with closing_on_error(env):
             wrap = callee(wrapper, key)
             check_wrapper(wrap, env, name)
             called = wrap.func if isinstance(wrap, partial) else wrap
@@ -531,17 +525,6 @@ def wrapped(env: Any, wrappers: Sequence[Wrapper], key: str, name: str) -> Any:
                 raise ArgumentError(f"{key}: {called} returned a {kind}, not an environment")
         env = found
     return env
-
-
-@contextmanager
-def _closed_on_error(env: Any) -> Iterator[None]:
-    """Close an environment if the block raises."""
-    try:
-        yield
-    except BaseException:
-        with suppress(*USERS_FAILURES):  # the first error is the important one
-            env.close()
-        raise
 
 
 def _registered(env_id: object) -> GymnasiumSpec | None:

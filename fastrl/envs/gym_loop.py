@@ -23,13 +23,14 @@ from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim, HasSpaces, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
-from fastrl.envs.rows import ObservationWriter, number_of
+from fastrl.envs.rows import ObservationWriter, number_of, reset_values, step_values
 from fastrl.envs.state import State, StateError, layers_state, load_layers_state
 from fastrl.errors import USERS_FAILURES, EnvError, cause
 from fastrl.spec import EnvSpec
 
 _LOGGER = logging.getLogger(__name__)
 _FLAGS = (False, False)
+_STEPPED: Any = (None, 0.0, False, False, {})
 Env = gymnasium.Env[Any, Any]
 
 
@@ -97,15 +98,18 @@ class StepLoop(ABC):
         ended: dict[int, tuple[bool, bool]] = {}
         add_observation, add_reward, add_info = observations.append, rewards.append, infos.append
         clock.now += 1
+        result = _STEPPED
         try:
             for at[0], step, action in zip(self._indices, steps, actions, strict=True):
-                observation, reward, terminated, truncated, info = step(action)
+                result = step(action)
+                observation, reward, terminated, truncated, info = result
                 if terminated or truncated:
                     ended[len(rewards)] = bool(terminated), bool(truncated)
                 add_observation(observation)
                 add_reward(reward)
                 add_info(info)
         except USERS_FAILURES as error:
+            step_values(result, at[0])  # raises if it is the reason
             self._failed(error, actions[at[0] - self._first])
             raise
         views.terminated.fill(False)
@@ -316,14 +320,14 @@ class GymLoop(StepLoop):
         """Begin an episode by ``reset``, by default the environment's."""
         self._resetting[0] = 1
         try:
-            observation, _ = (reset or self._envs[index].reset)(seed=seed)
+            result = (reset or self._envs[index].reset)(seed=seed)
         except USERS_FAILURES as error:
             raise EnvError(
                 f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {cause(error)}"
             ) from error
         self._resetting[0] = 0
         self._clock.restart(index)
-        return observation
+        return reset_values(result, index)[0]
 
     def _failed(self, error: BaseException, action: Any) -> None:
         shown = " ".join(str(action).split())

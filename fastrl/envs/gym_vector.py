@@ -36,17 +36,17 @@ from gymnasium.wrappers.vector import (
 )
 from numpy.typing import NDArray
 
-from fastrl.envs.action_masks import VectorMasks
+from fastrl.envs.action_masks import InfoMasks, method_masks
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.lookup import takes_argument
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.state import State, layers_state, load_layers_state
-from fastrl.errors import EnvError, one_line
-from fastrl.spaces import flatten
-from fastrl.spec import EnvSpec
+from fastrl.errors import EnvError, cause
+from fastrl.spaces import flatten, nested
+from fastrl.spec import ACTION_MASK, EnvSpec
 
 _PER_ENV = ("rewards", "terminated", "truncated")
 
@@ -97,11 +97,11 @@ class GymVector:
         self._resets_some = not is_next_step or _takes_reset_mask(self._env)
         self._games_go_on = _flags_lost_lives(env, self._mode, spec.id)
         self._batch_actions = ActionConverter(spec.action_space, action_bounds).batch
-        self._masks: VectorMasks | None = None
+        self._masks = InfoMasks(spec.action_space, self.num_envs)
+        self._adds_masks = spec.mask_source in ("info", "method")
         self._space = spec.observation_space
-        if spec.mask_source in ("info", "method"):
+        if self._adds_masks:
             # The mask is the last leaf of the specification, which is not observed.
-            self._masks = VectorMasks(spec.mask_source, spec.action_space, self.num_envs)
             self._space = env.single_observation_space
         self._everyone = np.ones(self.num_envs, np.bool_)
         self._writer = ObservationWriter(self._space)
@@ -114,16 +114,7 @@ class GymVector:
         Raises:
             EnvError: The vector environment raised, or its observation is invalid.
         """
-        env = self._open()
-        try:
-            if self._rebuild is not None:
-                env.close()
-                self._env = env = _stepped_on(self._rebuild(seeds))
-                first, infos = env.reset()
-            else:
-                first, infos = env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
-        except Exception as error:
-            raise self._raised("reset", error) from error
+        first, infos = reset_values(self._named("reset", self._begin, seeds), f"'{self.spec.id}'")
         self._write(first, infos, observation, self._everyone)
 
     def step(self, views: StepViews) -> None:
@@ -133,10 +124,7 @@ class GymVector:
             EnvError: The vector environment raised or broke its contract.
         """
         actions = self._batch_actions(views.action)
-        try:
-            observation, reward, terminated, truncated, infos = self._open().step(actions)
-        except Exception as error:
-            raise self._raised("step", error) from error
+        observation, reward, terminated, truncated, infos = self._stepped(actions)
         for name, value in zip(_PER_ENV, (reward, terminated, truncated), strict=True):
             if np.shape(value) != (self.num_envs,):
                 raise EnvError(
@@ -217,10 +205,7 @@ class GymVector:
 
     def _step_on(self, actions: Any, rows: Rows) -> None:
         """Make the step in which all sub-environments reset and ignore their actions."""
-        try:
-            observation, _, _, _, infos = self._open().step(actions)
-        except Exception as error:
-            raise self._raised("step", error) from error
+        observation, _, _, _, infos = self._stepped(actions)
         self._write(observation, infos, rows, self._everyone)
 
     def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
@@ -228,10 +213,8 @@ class GymVector:
         env = self._open()
         if not self._resets_some:
             raise self._inseparable("its reset does not document options['reset_mask']")
-        try:
-            observation, infos = _reset_some(env, ended)
-        except Exception as error:
-            raise self._raised("reset(options={'reset_mask': …})", error) from error
+        where = "reset(options={'reset_mask': …})"
+        observation, infos = self._named(where, _reset_some, env, ended)
         rows = self._observed(rows, infos, ended)
         arrays = [np.asarray(value) for value in flatten(self._space, observation)]
         indices, everyone = np.flatnonzero(ended).tolist(), range(self.num_envs)
@@ -258,10 +241,26 @@ class GymVector:
         )
 
     def _observed(self, rows: Rows, infos: Any, needed: NDArray[np.bool_]) -> Rows:
-        """Write the masks of a step or reset, if there are any; return the other rows."""
-        if self._masks is None:
+        """Write the masks of a step or reset, if there are any; return the other rows.
+
+        Args:
+            rows: Rows of the observation.
+            infos: Infos of the step or the reset, in gymnasium's vector form.
+            needed: ``[n]``: environments that must have a mask.
+
+        Raises:
+            EnvError: A mask is missing or does not match the actions.
+        """
+        if not self._adds_masks:
             return rows
-        np.copyto(rows[-1], self._masks.latest(self._open(), infos, needed))
+        if self.spec.mask_source == "method":
+            rows[-1][...] = method_masks(self._open(), self.spec.action_space)
+            return rows[:-1]
+        missing = needed & ~self._masks.note(infos if isinstance(infos, Mapping) else {})
+        if missing.any():
+            index = int(missing.argmax())
+            raise EnvError(f"env {index} gave no infos['{ACTION_MASK}'], unlike in its first reset")
+        rows[-1][...] = self._masks.rows
         return rows[:-1]
 
     def _write(self, observation: Any, infos: Any, rows: Rows, needed: NDArray[np.bool_]) -> None:
@@ -283,7 +282,7 @@ class GymVector:
                 f"'{self.spec.id}' returned infos as a {type(infos).__name__}; expected a dict, "
                 "so leave out DictInfoToList"
             )
-        rows = rows if self._masks is None else rows[:-1]
+        rows = rows[:-1] if self._adds_masks else rows
         found = infos.get("final_obs")
         if found is None:
             raise EnvError(
@@ -299,9 +298,23 @@ class GymVector:
             part = np.asarray(value)[ended]
             array[ended] = self._writer.fitting(number, part, array.dtype, indices)
 
-    def _raised(self, where: str, error: Exception) -> EnvError:
-        text = one_line(error, None)
-        return EnvError(f"'{self.spec.id}' raised in {where}: {type(error).__name__}: {text}")
+    def _begin(self, seeds: Sequence[int]) -> Any:
+        env = self._open()
+        if self._rebuild is None:
+            return env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
+        env.close()
+        self._env = _stepped_on(self._rebuild(seeds))
+        return self._env.reset()
+
+    def _stepped(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        return step_values(self._named("step", self._open().step, actions), f"'{self.spec.id}'")
+
+    def _named(self, where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a function's result; name the environment and the call in its error."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise EnvError(f"'{self.spec.id}' raised in {where}: {cause(error)}") from error
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any], name: str) -> AutoresetMode:
@@ -336,8 +349,12 @@ class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
             return super().reset(seed=seed, options=options)
         ids = np.flatnonzero(options["reset_mask"])
         step: Any = self.env.step
-        part, _, _, _, infos = step(_rows_of(self._actions, ids), ids)
-        return _with_rows(self._observation, infos.get("env_id", ids), part), {}
+        part, _, _, _, infos = step(self._actions[ids], ids)
+        space = self.single_observation_space
+        rows = [leaf.copy() for leaf in flatten(space, self._observation)]
+        for row, new in zip(rows, flatten(space, part), strict=True):
+            row[infos.get("env_id", ids)] = new
+        return nested(space, rows), {}
 
 
 def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
@@ -347,25 +364,6 @@ def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
             env.env = _stepped_on(env.env)
         return env
     return _SteppedOn(env) if takes_argument(env.step, "env_id") else env
-
-
-def _rows_of(tree: Any, ids: NDArray[np.int64]) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _rows_of(part, ids) for name, part in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_rows_of(part, ids) for part in tree)
-    return tree[ids]
-
-
-def _with_rows(tree: Any, ids: NDArray[np.int64], part: Any) -> Any:
-    """Return a copy of ``tree`` whose rows ``ids`` are those of ``part``."""
-    if isinstance(tree, Mapping):
-        return {name: _with_rows(each, ids, part[name]) for name, each in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_with_rows(each, ids, new) for each, new in zip(tree, part, strict=True))
-    whole = tree.copy()
-    whole[ids] = part
-    return whole
 
 
 def _takes_reset_mask(env: VectorEnv[Any, Any, Any]) -> bool:
@@ -421,7 +419,8 @@ def _reset_some(
     if isinstance(env, VectorWrapper) and (wrapped := known_wrapper(env)):
         observation, infos = _reset_some(env.env, ended)
         return wrapped(env, observation, ended), infos
-    observation, infos = env.reset(options={"reset_mask": ended})
+    result = env.reset(options={"reset_mask": ended})
+    observation, infos = reset_values(result, "the environment")
     ids = infos.get("env_id")
     if ids is not None and len(ids) != len(ended) and list(ids) != sorted(ids):
         raise EnvError(f"a partial reset returned environments out of order: {list(ids)}")

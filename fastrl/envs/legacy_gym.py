@@ -98,17 +98,11 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         return result if self._is_pair(result) else (result, {})
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step once.
-
-        Raises:
-            EnvError: The environment returned neither four nor five values.
-        """
+        """Step once; any result but one of four values is returned unchanged."""
         with OLD_NUMPY:
             result = self.env.step(action)
-        if len(result) == 5:
+        if not (isinstance(result, tuple | list) and len(result) == 4):
             return result  # type: ignore[no-any-return]
-        if len(result) != 4:
-            raise EnvError(f"step of {self.env} returned {len(result)} values; expected 4 or 5")
         observation, reward, done, info = result
         truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
         return observation, reward, bool(done) and not truncated, truncated, info

@@ -1,4 +1,4 @@
-"""Writes observations of single environments into rows of the shared table."""
+"""Checks results of environments, and writes observations of single ones into rows."""
 
 from __future__ import annotations
 
@@ -232,6 +232,40 @@ def number_of(reward: Any, index: int) -> float:
         raise EnvError(
             f"env {index} returned the reward {brief(reward)}; expected a number"
         ) from None
+
+
+def step_values(result: Any, who: str | int) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """Return the five values of a step.
+
+    Args:
+        result: What the environment returned.
+        who: Index or name of the environment, for messages.
+
+    Raises:
+        EnvError: It returned something else.
+    """
+    expected = "(observation, reward, terminated, truncated, info)"
+    return _values(result, who, "step", expected)  # type: ignore[no-any-return]
+
+
+def reset_values(result: Any, who: str | int) -> tuple[Any, dict[str, Any]]:
+    """Return the two values of a reset; see `step_values`.
+
+    Raises:
+        EnvError: The environment returned something else.
+    """
+    return _values(result, who, "reset", "(observation, info)")  # type: ignore[no-any-return]
+
+
+def _values(result: Any, who: str | int, method: str, expected: str) -> Any:
+    is_sequence = isinstance(result, tuple | list)
+    if is_sequence and len(result) == expected.count(",") + 1:
+        return result
+    env = f"env {who}" if isinstance(who, int) else who
+    found = f"{len(result)} values" if is_sequence else f"a {type(result).__name__}"
+    raise EnvError(
+        f"{env} returned {found} from {method}(): {brief(result, 80)}; expected {expected}"
+    )
 
 
 def _copy_rows(array: NDArray[Any], cast: _Cast, values: Sequence[Any]) -> None:

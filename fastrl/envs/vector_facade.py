@@ -18,14 +18,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief, nearest, one_of, whole
 from fastrl.envs.actions import stored_leaves
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import ArgumentError, EnvError, one_line
-from fastrl.spaces import leaves, unflatten
+from fastrl.spaces import flatten, leaves, nested
 
 _MAX_SEED = 2**31 - 1
 AUTORESET_MODES: Mapping[str, AutoresetMode] = {
@@ -117,7 +117,6 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         )
         # Environments whose next step begins an episode.
         self._waiting = np.zeros(self.num_envs, np.bool_)
-        self._paths = tuple(leaves(self.single_observation_space))
         self._final_rows = self._rows()
         self._latest: Rows = ()
         self._leaves = leaves(spec.action_space)
@@ -201,7 +200,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """
         batched = self.batched
         if not self._are_from_zero:
-            views = replace(views, action=self._from_zero(views.action))
+            pairs = zip(views.action, self._starts, strict=True)
+            views = replace(views, action=tuple(rows - start for rows, start in pairs))
         self._latest = views.observation
         if self._resets_later:
             waiting = self._waiting
@@ -257,12 +257,6 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.batched.reset(self._seeds(seed), rows)
         self._seeded = True
 
-    def _from_zero(self, action: Rows) -> Rows:
-        """Return actions as they are stored: discrete ones are indices from 0."""
-        if self._are_from_zero:
-            return action
-        return tuple(rows - start for rows, start in zip(action, self._starts, strict=True))
-
     def _stored_actions(self, actions: Any, *num_envs: int) -> Rows:
         """Return the leaves of the actions of all environments, or of one without their axis."""
         space, exact = self.single_action_space, self._exact
@@ -308,8 +302,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         )
 
     def _rows(self) -> Rows:
-        found = leaves(self.single_observation_space).values()
-        return tuple(np.zeros((self.num_envs, *_shape(leaf)), leaf.dtype) for leaf in found)
+        space = self.single_observation_space
+        empty: Any = create_empty_array(space, self.num_envs, np.zeros)
+        return tuple(flatten(space, empty))
 
     def _observation(self) -> Any:
         rows = self._views.observation
@@ -324,8 +319,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         return final
 
     def _nested(self, arrays: Sequence[Any]) -> Any:
-        by_path = dict(zip(self._paths, arrays, strict=True))
-        return unflatten(self.single_observation_space, by_path)
+        return nested(self.single_observation_space, arrays)
 
 
 class SingleBatchedEnv(gymnasium.Env[Any, Any]):
@@ -362,9 +356,14 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         if batched.num_envs != 1:
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
         self.batched: Any = batched
-        self._vector = BatchedVectorEnv(batched, render_mode=render_mode, painter=painter)
         # If the batch can, it waits at the end of an episode for `reset`.
         self._waits = hasattr(batched, "advance")
+        self._vector = BatchedVectorEnv(
+            batched,
+            autoreset_mode=AutoresetMode.NEXT_STEP if self._waits else AutoresetMode.SAME_STEP,
+            render_mode=render_mode,
+            painter=painter,
+        )
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.observation_space = batched.spec.observation_space
@@ -401,21 +400,10 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         """
         stored = self._vector._stored_actions(action)
         self.action = tuple(each[None] for each in stored)
-        rows = self._vector._views
-        views = StepViews(
-            action=self._vector._from_zero(self.action),
-            observation=rows.observation,
-            reward=rows.reward,
-            terminated=rows.terminated,
-            truncated=rows.truncated,
-            final_observation=rows.final_observation,
-        )
-        if self._waits:
-            self.batched.advance(views, restart=False)
-        else:
-            self.batched.step(views)
-        reward, terminated = rows.reward.item(), rows.terminated.item()
-        truncated = rows.truncated.item()
+        views = replace(self._vector._views, action=self.action)
+        self._vector.step_rows(views)
+        reward, terminated = views.reward.item(), views.terminated.item()
+        truncated = views.truncated.item()
         self._has_begun = not self._waits and (terminated or truncated)
         seen = views.final_observation if self._has_begun else views.observation
         info = {name: float(values[0]) for name, values in self._info().items()}
@@ -439,10 +427,6 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
 
     def _first_of(self, rows: Rows) -> Any:
         return self._vector._nested([each[0].copy() for each in rows])
-
-
-def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:
-    return leaf.shape or ()
 
 
 def _stored(space: spaces.Space[Any], *, exact: bool) -> spaces.Space[Any]:

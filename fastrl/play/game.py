@@ -17,6 +17,7 @@ from fastrl.datasets import DatasetWriter, Episode
 from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.animation import Frame
+from fastrl.envs.rows import reset_values, step_values
 from fastrl.errors import ConfigError, EnvError, FastrlError, raised_as
 from fastrl.play.key_map import KeyMap
 from fastrl.spec import EnvSpec
@@ -152,7 +153,8 @@ def play(
     while True:
         number += 1
         with raised_as(EnvError, f"'{name}' failed"):
-            observation, _ = env.reset(seed=seed if number == 1 else None)
+            begun = env.reset(seed=seed if number == 1 else None)
+            observation, _ = reset_values(begun, f"'{name}'")
             player.begin()
             total, steps, is_over = 0.0, 0, False
             if not _is_begun(env, name, player, display, f"episode {number}", pause_s):
@@ -166,7 +168,8 @@ def play(
                 if not display.wait(due_s - time.monotonic()):
                     return
                 action = player.act(observation, display.pressed())
-                observation, reward, terminated, truncated, _ = env.step(action)
+                result = step_values(env.step(action), f"'{name}'")
+                observation, reward, terminated, truncated, _ = result
                 if builder is not None:
                     builder.add(action, float(reward), observation)
                 total, steps = total + float(reward), steps + 1

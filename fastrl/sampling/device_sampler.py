@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastrl.arguments import instance
 from fastrl.closing import closing_on_error
-from fastrl.envs.calls import EnvCall
+from fastrl.envs.calls import EnvCall, checked_calls
 from fastrl.envs.device_env import DeviceEnv
 from fastrl.envs.state import State, StateError, load_state, state_of
 from fastrl.envs.tensor.base import TensorEnv
@@ -140,6 +140,7 @@ class DeviceSampler(CountingSampler):
                 call.
         """
         self._check_open()
+        calls = checked_calls(calls)
         if self._stateful is not None:
             for call in calls:
                 call.make(self._stateful, f"'{self.env_spec.id}'")

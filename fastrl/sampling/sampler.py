@@ -124,6 +124,7 @@ class Sampler(Protocol):
         environment gets the last call of each method and the last value of each attribute.
 
         Raises:
+            TypeError: ``calls`` are not `EnvCall`s; nothing was called.
             EnvError: An environment has no such method or attribute, or raised; the error names it.
                 Other environments may have made the call.
             WorkerError: A worker failed too often.

@@ -14,6 +14,7 @@ import numpy as np
 from fastrl.durable import make_directory, writing
 from fastrl.envs.animation import Frame, animation
 from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.rows import reset_values, step_values
 from fastrl.errors import ConfigError, EnvError, raised_as
 from fastrl.formats import check_animation
 from fastrl.global_streams import seeded_streams
@@ -95,16 +96,17 @@ class Recorder:
     ) -> Iterator[Frame]:
         protocol = self.protocol
         policy = TrainedPolicy(model, self.env_spec, self.factory.action_bounds, protocol.seed)
-        steps = 0
+        steps, who = 0, f"'{self.factory.name}'"
         for seed in protocol.episode_seeds():
-            with raised_as(EnvError, f"'{self.factory.name}' failed"):
-                observation, _ = env.reset(seed=seed)
+            with raised_as(EnvError, f"{who} failed"):
+                observation, _ = reset_values(env.reset(seed=seed), who)
             yield drawn(env, self.factory.name)
             total, over, state = 0.0, False, None
             while not over and steps < self.max_steps:
                 action, state = policy.act(observation, state, deterministic=protocol.deterministic)
-                with raised_as(EnvError, f"'{self.factory.name}' failed"):
-                    observation, reward, terminated, truncated, _ = env.step(action)
+                with raised_as(EnvError, f"{who} failed"):
+                    result = step_values(env.step(action), who)
+                    observation, reward, terminated, truncated, _ = result
                     total, steps = total + float(reward), steps + 1
                     over = bool(terminated or truncated)
                 yield drawn(env, self.factory.name)

@@ -11,7 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from fastrl.envs.action_masks import random_actions, uniform_numbers, valid_sample
+from fastrl.envs.rows import reset_values, step_values
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError
 from fastrl.global_streams import seeded_streams
 from fastrl.system import usable_cores
@@ -194,10 +195,10 @@ def _random_actions(envs: FastVectorEnv) -> Callable[[], Any]:
     """
     envs.action_space.seed(0)
     samples = itertools.cycle([envs.action_space.sample() for _ in range(5)])
-    try:
-        if not envs.has_action_masks:
-            return lambda: next(samples)
-    except EnvError:  # something else has this name
+    has_masks = False
+    with suppress(EnvError):  # something else has this name
+        has_masks = envs.has_action_masks
+    if not has_masks:
         return lambda: next(samples)
     space, uniform = envs.single_action_space, uniform_numbers()
     empty: Any = create_empty_array(space, envs.num_envs)
@@ -249,10 +250,10 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
         begin: Called before each kind of call with its name.
     """
     begin("reset()")
-    seen, info = env.reset(seed=0)
+    seen, info = reset_values(env.reset(seed=0), 0)
     draw = random_actions(env, info)
     begin("step()")
-    env.step(draw(seen, info))
+    step_values(env.step(draw(seen, info)), 0)
     begin("reset()")
     seen, info = env.reset()
     begin("step()")

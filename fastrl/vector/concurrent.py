@@ -16,6 +16,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from fastrl.envs.rows import step_values
 from fastrl.errors import ArgumentError
 from fastrl.vector.driver import STEP, Request, SerialDriver
 from fastrl.vector.exchange import splitter
@@ -308,7 +309,7 @@ class _AwaitDriver(SerialDriver):
             if mode is AutoresetMode.NEXT_STEP:
                 await self._reset_one(index)
             return  # if the caller must reset, the step loop raises
-        result = await self.call(index, awaited.env.step, action)
+        result = step_values(await self.call(index, awaited.env.step, action), index)
         observation, reward, terminated, truncated, info = result
         if (terminated or truncated) and mode is AutoresetMode.SAME_STEP:
             # Copies: the environment may write the next ones into the same objects.

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from gymnasium.error import ClosedEnvironmentError
 
+from fastrl.closing import closing_on_error
 from fastrl.envs.mujoco_clock import untimed
 from fastrl.errors import USERS_FAILURES, ArgumentError
 from fastrl.vector.exchange import Exchange
@@ -153,12 +154,9 @@ class Driver(ABC):
         """Wait until all workers have built their environments, and store their spaces."""
         _WITH_WORKERS.add(self)
         plan = self.plan
-        try:
+        with closing_on_error(self):
             self.begin(Request("different_spaces", fatal=True))
             found = self.end(plan.start_timeout_s)
-        except BaseException:
-            self.close()
-            raise
         if any(found):
             parts = zip(found, map(plan.envs_of, range(plan.num_workers)), strict=True)
             same = self.spec.observation_space

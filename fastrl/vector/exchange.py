@@ -17,11 +17,11 @@ from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import stored_leaves
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import Rows, StepViews, part_of
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.memory import Shared, SharedArrays
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import leaves, unflatten
+from fastrl.spaces import leaves, nested
 from fastrl.vector.vector_plan import InstanceSpec
 
 NO_RESET = -1
@@ -61,11 +61,6 @@ class Exchange(Shared):
         self._rows = SharedArrays([*bank * NUM_BANKS, *action, seed], shared=shared)
         self._share()
         self.reset_seed.fill(NO_RESET)
-
-    def put_objects(self, rows: Rows, envs: range, objects: Sequence[Any]) -> None:
-        """Write Python objects into the rows of some environments."""
-        for index, each in zip(envs, objects, strict=True):
-            rows[0][index] = each
 
     def _arrays(self, space: spaces.Space[Any]) -> list[tuple[tuple[int, ...], Any]]:
         """Return shape and dtype of the rows of a space, of objects without `fits_rows`."""
@@ -123,8 +118,7 @@ class ActionRows:
             only[...] = actions
             return
         if self._objects:
-            for index, action in enumerate(self._iterated(actions)):
-                self._rows[0][index] = action
+            self._rows[0][:] = array_of_objects(self._iterated(actions))
             return
         values = stored_leaves(self._space, self._leaves, actions, (len(self._rows[0]),))
         for row, value in zip(self._rows, values, strict=True):
@@ -142,7 +136,7 @@ class ActionRows:
 
     def of(self, index: int) -> Any:
         """Return the latest action of one environment."""
-        return single_action(self._space, self._rows, index)
+        return splitter(self._space, part_of(self._rows, slice(index, index + 1)))()[0]
 
     def _iterated(self, actions: Any) -> list[Any]:
         try:
@@ -156,6 +150,14 @@ class ActionRows:
         return found
 
 
+def array_of_objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """Return any values as an array of objects; NumPy would unpack a list of sequences."""
+    found = np.empty(len(values), _OBJECT)
+    for index, value in enumerate(values):
+        found[index] = value
+    return found
+
+
 def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
     """Return a function that reads one action per environment from ``rows``.
 
@@ -166,21 +168,9 @@ def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
         return lambda: list(first)
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return lambda: list(first.copy())
-    paths = tuple(leaves(space))
 
     def split() -> list[Any]:
         columns = [list(row.copy()) for row in rows]
-        return [
-            unflatten(space, dict(zip(paths, parts, strict=True)))
-            for parts in zip(*columns, strict=True)
-        ]
+        return [nested(space, parts) for parts in zip(*columns, strict=True)]
 
     return split
-
-
-def single_action(space: spaces.Space[Any], rows: Rows, index: int) -> Any:
-    """Return a copy of the action of one environment."""
-    if rows[0].dtype == _OBJECT:
-        return rows[0][index]
-    found = [row[index] if row.ndim == 1 else row[index].copy() for row in rows]
-    return unflatten(space, dict(zip(leaves(space), found, strict=True)))

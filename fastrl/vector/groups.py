@@ -6,7 +6,6 @@ one is built and called with a deadline for each of its calls.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequen
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -23,17 +23,17 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief
-from fastrl.closing import Closable, close_all
-from fastrl.envs.batched_env import Columns, StepViews, renumber
+from fastrl.closing import Closable, build_all, close_all, closing_on_error
+from fastrl.envs.batched_env import Columns, StepViews, part_of, renumber
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.family import Vector
 from fastrl.envs.gym_loop import NEVER, StepLoop
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, reset_values, step_values
 from fastrl.envs.vector_facade import BatchedVectorEnv
-from fastrl.envs.wrappers import watchers
+from fastrl.envs.wrappers import peel, watchers
 from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, cause, one_line
-from fastrl.spaces import flatten, leaves, unflatten
-from fastrl.vector.exchange import NO_RESET, UNSEEDED, Exchange, single_action, splitter
+from fastrl.spaces import flatten, nested
+from fastrl.vector.exchange import NO_RESET, UNSEEDED, Exchange, array_of_objects, splitter
 from fastrl.vector.failures import EnvTimeoutError
 from fastrl.vector.infos import copied, gather
 from fastrl.vector.vector_plan import Env, InstanceSpec, NativeBuild, VectorPlan
@@ -142,16 +142,15 @@ class EnvGroup(StepLoop):
         self.envs = envs
         self._spec, self._exchange, self._mode = spec, exchange, plan.autoreset
         self.begin_close: Callable[[], None] = lambda: None
-        self._whole = list(built)
-        try:
-            for index in envs[len(self._whole) :]:
-                at[0] = index
-                self._whole.append(plan.build(index))
+
+        def build(index: int) -> Env:
+            at[0] = index
+            return plan.build(index)
+
+        self._whole = build_all(chain(built, map(build, envs[len(built) :])))
+        with closing_on_error(*self._whole):
             skipped = [watchers(env) for env in self._whole]
-            self._bare = [
-                outer[-1].env if outer else env
-                for outer, env in zip(skipped, self._whole, strict=True)
-            ]
+            self._bare = [peel(env)[0] for env in self._whole]
             self._limits = [[w for w in outer if isinstance(w, TimeLimit)] for outer in skipped]
             self._enforcers = [
                 [w for w in outer if isinstance(w, OrderEnforcing)] for outer in skipped
@@ -159,15 +158,11 @@ class EnvGroup(StepLoop):
             super().__init__(
                 self._bare,
                 spec,
-                spec.name,
+                plan.name,
                 first=envs.start,
                 at=at,
                 different=plan.different_spaces,
             )
-        except BaseException:
-            with contextlib.suppress(*USERS_FAILURES):  # the first error is the one to report
-                close_all(self._whole)
-            raise
         for env in self._whole:
             quicken(env.unwrapped)
         self._keep_limits()
@@ -175,7 +170,12 @@ class EnvGroup(StepLoop):
         self._views = [bank.part(slice(envs.start, envs.stop)) for bank in exchange.banks]
         kind = ObservationWriter if exchange.fits_rows else _ObjectWriter
         self._writer: Any = kind(spec.observation_space, envs.start, at)
-        self._split = splitter(spec.action_space, self._views[0].action)
+        action = self._views[0].action
+        self._split = splitter(spec.action_space, action)
+        self._split_one = [
+            splitter(spec.action_space, part_of(action, slice(index, index + 1)))
+            for index in range(len(envs))
+        ]
 
     def step(self, bank: int) -> Columns:
         """Step every environment once; return their infos."""
@@ -198,8 +198,8 @@ class EnvGroup(StepLoop):
         infos = list(observations)
         step = self._next_step(index)
         self._clock.advance_one(index)
-        action = single_action(self._spec.action_space, views.action, index)
-        observations[index], reward, terminated, truncated, infos[index] = step(action)
+        result = step_values(step(self._split_one[index]()[0]), env_index)
+        observations[index], reward, terminated, truncated, infos[index] = result
         flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
         views.terminated[index] = views.truncated[index] = False
         if any(flags):
@@ -266,7 +266,8 @@ class EnvGroup(StepLoop):
         for enforcer in self._enforcers[index]:
             enforcer._has_reset = True
         given = None if options is None else dict(options)
-        observation, info = self._bare[index].reset(seed=seed, options=given)
+        result = self._bare[index].reset(seed=seed, options=given)
+        observation, info = reset_values(result, self._at[0])
         _check_info("reset", info)
         return observation, info
 
@@ -327,8 +328,7 @@ class _ObjectWriter:
     def __init__(self, *_: object) -> None: ...
 
     def write_all(self, observations: Sequence[Any], rows: Sequence[Any]) -> None:
-        for index, observation in enumerate(observations):
-            rows[0][index] = observation
+        rows[0][:] = array_of_objects(observations)
 
     def write_one(self, index: int, observation: Any, rows: Sequence[Any]) -> None:
         rows[0][index] = observation
@@ -517,15 +517,16 @@ class _Copied:
 
     def step_rows(self, views: StepViews) -> dict[str, Any]:
         space = self._vector.single_action_space
-        by_path = dict(zip(leaves(space), (row.copy() for row in views.action), strict=True))
-        seen, reward, terminated, truncated, infos = self._vector.step(unflatten(space, by_path))
+        result = self._vector.step(nested(space, (row.copy() for row in views.action)))
+        seen, reward, terminated, truncated, infos = step_values(result, "the batch")
         self._write(seen, views.observation)
         views.reward[:] = reward
         views.terminated[:], views.truncated[:] = terminated, truncated
         return infos
 
     def reset_rows(self, rows: Any, seed: Any, options: Any) -> dict[str, Any]:
-        observation, infos = self._vector.reset(seed=seed, options=options)
+        result = self._vector.reset(seed=seed, options=options)
+        observation, infos = reset_values(result, "the batch")
         self._write(observation, rows)
         return infos
 
@@ -540,7 +541,7 @@ def _one(space: Any, values: Any, index: int) -> Any:
     if isinstance(values, np.ndarray) and values.dtype == object:
         return values[index]
     rows = [np.array(np.asarray(each)[index]) for each in flatten(space, values)]
-    return unflatten(space, dict(zip(leaves(space), rows, strict=True)))
+    return nested(space, rows)
 
 
 Group = EnvGroup | NativeGroup

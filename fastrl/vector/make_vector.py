@@ -12,7 +12,7 @@ from gymnasium import VectorizeMode
 from gymnasium.vector import AutoresetMode
 
 from fastrl.arguments import at_least_one, nearest, one_of
-from fastrl.closing import close_all
+from fastrl.closing import close_all, closing_on_error
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.env_factory import Wrapper
 from fastrl.envs.family import batch_family, own_families
@@ -255,11 +255,8 @@ def _start(plan: VectorPlan, backend: str, **arguments: Any) -> FastVectorEnv:
         driver = _DRIVERS["processes" if several else backend](plan)
     except EnvFailure as failure:
         raise failure.explain(plan.name, "while it was built") from failure.__cause__
-    try:
+    with closing_on_error(driver):
         return FastVectorEnv(plan, driver, backend, **arguments)
-    except BaseException:
-        driver.close()
-        raise
 
 
 def _native(

@@ -20,13 +20,13 @@ from typing import Any, cast
 import cloudpickle
 import numpy as np
 
-from fastrl.closing import closed_after
+from fastrl.closing import closed_after, closing_on_error
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.errors import ArgumentError, FastrlError, WorkerError, cause
 from fastrl.global_streams import seed_global_streams, sequence_after_numpys
 from fastrl.shared.memory import CACHE_LINE, Shared, SharedArrays, Signal, SignalArray
 from fastrl.vector.driver import STEP, Driver, ErrorAnswer, Ready, Request
-from fastrl.vector.exchange import Exchange
+from fastrl.vector.exchange import Exchange, array_of_objects
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError, late
 from fastrl.vector.groups import EnvGroup, build_group, probe
 from fastrl.vector.idle_threads import TorchThreads
@@ -226,7 +226,8 @@ class _Server:
     def _serve_request(self, request: Request, actions: Sequence[Any] | None) -> None:
         group = self.group
         if actions is not None:
-            self._exchange.put_objects(self._exchange.action, group.envs, actions)
+            rows = slice(group.envs.start, group.envs.stop)
+            self._exchange.action[0][rows] = array_of_objects(actions)
         if request.method == "reset":
             self._seed_streams(*request.per_env)
         answer = request.serve(group, self._line)
@@ -324,12 +325,9 @@ class ProcessDriver(Driver):
         self._torch, self._steps = TorchThreads(plan.num_workers), False
         self._seen = [0] * plan.num_workers
         self._ready: deque[tuple[int, int, bool]] = deque()
-        try:
+        with closing_on_error(self):
             for index, name in enumerate(self._names):
                 self._start(name, context, index)
-        except BaseException:
-            self.close()
-            raise
         self._ask_spaces()
 
     def begin(self, request: Request) -> None:
@@ -451,7 +449,8 @@ class ProcessDriver(Driver):
             answer, objects = pickle.loads(self._control.boxes[worker][:size])
         if objects is not None:
             envs = self.plan.envs_of(worker)
-            self.exchange.put_objects(self.exchange.banks[0].observation, envs, objects)
+            rows = self.exchange.banks[0].observation[0]
+            rows[envs.start : envs.stop] = array_of_objects(objects)
         return answer
 
     def _wait_until(self, ready: Callable[[], bool], deadline: float, timeout_s: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tianshou.env import BaseVectorEnv
 from fastrl.envs.vector_facade import checked_seeds
 from fastrl.errors import ArgumentError
 from fastrl.vector.adapters import Adapter
+from fastrl.vector.exchange import array_of_objects
 from fastrl.vector.infos import separate
 from fastrl.vector.vector_env import FastVectorEnv
 
@@ -78,7 +78,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
             seed=None if seed is None else [seed] * self.env_num, options=options
         )
         per_env = separate(infos, self.env_num)
-        found = _objects([per_env[index] for index in indices])
+        found = array_of_objects([per_env[index] for index in indices])
         return self._rows(observation, self.env_num)[indices], found
 
     def step(self, action: Any, id: Indices = None) -> Step:
@@ -114,7 +114,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
             reward[rows],
             terminated[rows],
             truncated[rows],
-            _objects(found),
+            array_of_objects(found),
         )
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
@@ -163,15 +163,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         space = self.envs.observation_space
         if count < self.env_num:
             space = batch_space(self.envs.single_observation_space, count)
-        return _objects(list(iterate(space, observation)))
-
-
-def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    """Return any values as an array of objects: NumPy would unpack a list of sequences."""
-    found = np.empty(len(values), object)
-    for index, value in enumerate(values):
-        found[index] = value
-    return found
+        return array_of_objects(list(iterate(space, observation)))
 
 
 def to_tianshou(envs: FastVectorEnv) -> TianshouVectorEnv:

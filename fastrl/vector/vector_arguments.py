@@ -1,4 +1,4 @@
-"""Checks of arguments: those of `make_vec`, and seeds and options of a reset.
+"""Checks of the arguments of `make_vec`.
 
 A distribution among the parameters of environments, ``{uniform: [low, high]}`` for instance, gives
 each environment its own value, drawn once; see `fastrl.envs.parameter_distributions`.
@@ -17,7 +17,6 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.spaces import Space
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from fastrl.arguments import at_least_one, brief, nearest, one_of, seconds, whole
 from fastrl.envs.env_factory import EnvFactory, Wrapper
@@ -303,13 +302,3 @@ def _checked_vector_kwargs(given: Any) -> Mapping[str, Any]:
                 f"known are {', '.join(_VECTOR_KWARGS)}"
             )
     return given
-
-
-def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> None:
-    """Reject seeds for only some of the environments that a batch must reset.
-
-    Raises:
-        ArgumentError: Some have a seed and some have none.
-    """
-    if len({seeds[index] is None for index in np.flatnonzero(mask).tolist()}) > 1:
-        raise ArgumentError("seed: native environments need one for each, or none")

@@ -26,21 +26,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastrl.arguments import at_least_one
 from fastrl.closing import Closing
-from fastrl.envs.action_masks import METHOD, InfoMasks, flat_mask, observes_mask
+from fastrl.envs.action_masks import METHOD, InfoMasks, flat_mask, has_method, observes_mask
 from fastrl.envs.vector_facade import checked_mask, checked_options, checked_seeds
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import leaves, unflatten
+from fastrl.spaces import leaves, nested
 from fastrl.spec import ACTION_MASK
 from fastrl.vector.driver import STEP, Driver, ErrorAnswer, Request
 from fastrl.vector.exchange import UNSEEDED, ActionRows
 from fastrl.vector.failures import NOT_FINITE, EnvFailure, is_finite_action
 from fastrl.vector.groups import attribute, check_call, set_attribute
 from fastrl.vector.infos import Infos, combine, gather
-from fastrl.vector.vector_arguments import (
-    ObservationMode,
-    check_all_or_none,
-)
+from fastrl.vector.vector_arguments import ObservationMode
 from fastrl.vector.vector_plan import VectorPlan
 
 Output = Literal["numpy", "torch"]
@@ -94,8 +91,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if isinstance(self.observation_mode, tuple):
             self._take_spaces(*self.observation_mode)
         self._fits_rows = self._exchange.fits_rows
-        self._paths = tuple(leaves(spec.observation_space)) if self._fits_rows else ()
-        self._plain = self._paths == ("",) and copy and output == "numpy"
+        self._is_leaf = self._fits_rows and list(leaves(spec.observation_space)) == [""]
+        self._plain = self._is_leaf and copy and output == "numpy"
         self._actions = ActionRows(spec.action_space, self._exchange)
         self._banks, self._bank = self._exchange.banks, 0
         self._steps = [Request(STEP, (bank,), fatal=True) for bank in range(NUM_BANKS)]
@@ -141,11 +138,11 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
         if seed is None and self._next_seeds is not None:
             seeds, self._next_seeds = self._next_seeds, None
-        if self.plan.native is not None:
-            check_all_or_none(seeds, mask)
-        for index in np.flatnonzero(mask).tolist():
-            if seeds[index] is not None:
-                self._seeds[index] = seeds[index]
+        seeded = mask & [each is not None for each in seeds]
+        if self.plan.native is not None and seeded.any() and (mask & ~seeded).any():
+            raise ArgumentError("seed: native environments need one for each, or none")
+        for index in np.flatnonzero(seeded).tolist():
+            self._seeds[index] = seeds[index]
         self._flip(keep=not mask.all())
         request = Request("reset", (self._bank, given), (seeds, mask.tolist()), fatal=True)
         self._pending = "reset"
@@ -324,7 +321,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
     def _have_method(self) -> bool:
         if observes_mask(self) is None or self.plan.native is not None:
             return False
-        return all(self.parallel(_has_masks))
+        return all(self.parallel(lambda env, _: has_method(env)))
 
     def seed(self, seeds: int | Sequence[int | None]) -> None:
         """Use these seeds in the next `reset` without seeds."""
@@ -491,10 +488,9 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
 
     def _nested(self, rows: Sequence[NDArray[Any]]) -> Any:
         """Return one array per leaf in the form of the observation space."""
-        if self._paths == ("",):
+        if self._is_leaf:
             return self._given(rows[0])
-        by_path = dict(zip(self._paths, map(self._given, rows), strict=True))
-        return unflatten(self._driver.spec.observation_space, by_path)
+        return nested(self._driver.spec.observation_space, map(self._given, rows))
 
     def _given(self, array: NDArray[Any]) -> Any:
         return torch.from_numpy(array) if self.output == "torch" else array
@@ -622,10 +618,6 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
                 doing += NOT_FINITE
         seeded = f"last seed {seed}" if seed is not None else "never seeded"
         failure.explain(self.plan.name, f"in {doing}", seeded)
-
-
-def _has_masks(env: Any, _: Any) -> bool:
-    return env.has_wrapper_attr(METHOD) and callable(env.get_wrapper_attr(METHOD))
 
 
 def _look_up(env: Any, name: str) -> Any:

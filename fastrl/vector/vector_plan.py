@@ -100,7 +100,6 @@ class InstanceSpec:
     """The properties of the first environment or batch; the others must have the same.
 
     Attributes:
-        name: Id of the environment.
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
         metadata: Metadata of the environment, such as render modes.
@@ -108,7 +107,6 @@ class InstanceSpec:
         spec: Gymnasium's specification, None without one.
     """
 
-    name: str
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +122,7 @@ class InstanceSpec:
         """
         seen, action = spaces_of(env, name)
         spec = None if hasattr(env, "single_observation_space") else env.spec
-        return cls(name, seen, action, dict(env.metadata or {}), env.render_mode, spec)
+        return cls(seen, action, dict(env.metadata or {}), env.render_mode, spec)
 
     @property
     def fits_rows(self) -> bool:

@@ -75,6 +75,21 @@ def test_environments_are_not_probed_again_where_the_source_is_known():
     loop.close()
 
 
+@pytest.mark.parametrize(
+    ("env_id", "source"),
+    [
+        ("CartPole-v1", "observation"),
+        ("CartPole-v1", "method"),
+        ("fastrl/CartPole-v1", "observation"),
+    ],
+)
+def test_configured_source_that_does_not_exist_is_rejected(env_id, source):
+    with pytest.raises(EnvError, match=r"^env.action_mask: .*'(fastrl/)?CartPole-v1' ha"):
+        EnvFactory(env_id, action_mask=source).probe()
+    known = EnvFactory(env_id)
+    known.with_masks_of(known.probe()).batched(1).close()
+
+
 def test_environments_without_discrete_actions_have_no_mask():
     assert EnvFactory("Pendulum-v1").probe().action_mask is None
     spec = EnvFactory("CartPole-v1").probe()

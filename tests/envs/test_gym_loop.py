@@ -224,7 +224,11 @@ def observing(observation):
         ((np.ones(2), torch.ones((), requires_grad=True), False, False, {}), "reward tensor"),
         ((np.ones(2), None, False, False, {}), "the reward None"),
         ((np.ones(2), "much", False, False, {}), "the reward 'much'"),
-        ((np.ones(2), 1.0, False, {}), "raised in step.*expected 5, got 4"),
+        (
+            (np.ones(2), 1.0, False, {}),
+            r"returned 4 values from step\(\): \(array.*; expected \(observation, reward, ",
+        ),
+        (None, r"returned a NoneType from step\(\): None; expected"),
     ],
 )
 def test_broken_env_is_named_by_its_index(bad, message):
@@ -232,6 +236,19 @@ def test_broken_env_is_named_by_its_index(bad, message):
         step_scripted(GOOD, GOOD, bad, GOOD)
     assert "env 2 " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_reset_without_info_is_rejected():
+    class Bare(Scripted):
+        def reset(self, **_):
+            return self.first
+
+    env = Bare([])
+    loop = GymLoop([env], EnvSpec("bare", env.observation_space, env.action_space))
+    with pytest.raises(
+        EnvError, match=r"^env 0 returned a ndarray from reset\(\): array.*, info\)$"
+    ):
+        loop.reset([0], rows(loop.spec.observation, 1))
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.float64("nan"), np.array([np.inf]), -np.inf])

@@ -167,10 +167,8 @@ def test_strange_step_is_refused():
         def step(self, action):
             return 1, 2, 3
 
-    env = LegacyGymEnv(Strange())
-    env.reset()
-    with pytest.raises(EnvError, match="returned 3 values; expected 4 or 5"):
-        env.step(0)
+    with pytest.raises(EnvError, match=r"^env 0 returned 3 values from step\(\): \(1, 2, 3\); exp"):
+        run(EnvFactory(Strange).batched(1), [0], [(np.zeros(1, np.int64),)])
 
 
 def test_time_limit_of_old_gym_is_known():

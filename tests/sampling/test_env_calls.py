@@ -135,6 +135,10 @@ def test_what_an_environment_lacks_or_raises_is_told_and_calls_before_it_hold(na
         ):
             with pytest.raises(EnvError, match=rf"^env 0 of '[\w.:]+' {told}"):
                 sampler.call_envs([call])
+        with pytest.raises(
+            TypeError, match=r"^call_envs takes a list of EnvCall, got 'text' in it$"
+        ):
+            sampler.call_envs(["text"])
         assert levels(sampler.collect()) == {3}
 
 

@@ -136,7 +136,7 @@ def test_native_batch_names_the_environment_that_its_error_names():
 
     batch, at = Batch(), [0]
     native = NativeBuild(Family(), "batch", {}, ())
-    spec = InstanceSpec("batch", batch.single_observation_space, batch.single_action_space)
+    spec = InstanceSpec(batch.single_observation_space, batch.single_action_space)
     exchange = Exchange(spec, 4, shared=False)
     exchange.action[0][:] = [0, 0, 1, 2]
     with pytest.raises(EnvError, match=r"^env 3 of 'batch': action 2 is odd"):

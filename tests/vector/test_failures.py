@@ -322,7 +322,7 @@ def test_daemonic_process_is_told_that_it_may_start_no_workers(monkeypatch):
         ((np.zeros(2), 0.0, False, False, {}), r"env 1 returned an observation of shape \(2,\)"),
         (("no", 0.0, False, False, {}), "env 1 returned an observation"),
         ((np.zeros(1), "much", False, False, {}), "env 1 returned the reward 'much'"),
-        ((np.zeros(1), 0.0, False), "not enough values to unpack"),
+        ((np.zeros(1), 0.0, False), r"env 1 returned 3 values from step\(\): \(array.*; expected"),
     ],
 )
 def test_broken_contract_is_told(backend, returned, message):
