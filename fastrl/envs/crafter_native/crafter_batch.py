@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fastrl.arguments import at_least_one, whole
+from fastrl.arguments import at_least_one, instance, whole
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.batched_env import BatchShapes, Columns, NumberTable, Rows, StepViews
 from fastrl.envs.crafter import LARGEST, CrafterEnv, CrafterOptions
@@ -73,8 +73,8 @@ class CrafterBatch:
         Raises:
             EnvError: The view and the image do not fit together.
         """
-        options = options or CrafterOptions()
-        self.num_envs = num_envs
+        options = instance("options", options or CrafterOptions(), CrafterOptions)
+        self.num_envs = at_least_one("num_envs", num_envs)
         layout = geometry(options.view, options.size)
         self.spec = _spec(options, layout)
         self._shapes = BatchShapes(self.spec, num_envs)
@@ -372,7 +372,7 @@ def build(
     """
     if randomize:
         raise EnvError(f"env.randomize: 'fastrl/{name}' has no parameters that can be randomised")
-    return CrafterBatch(at_least_one("num_envs", num_envs), _with_limit(options, max_episode_steps))
+    return CrafterBatch(num_envs, _with_limit(options, max_episode_steps))
 
 
 def make_vec(name: str, num_envs: int, **options: Any) -> BatchedVectorEnv:
