@@ -110,11 +110,11 @@ def _robots(name: str, sizes: list[int], threads: int) -> dict[str, Steps]:
 
 def _crafter(sizes: list[int]) -> dict[str, Steps]:
     # Importing crafter imports gym, which prints a warning.
-    from fastrl.envs.crafter import CrafterEnv
     from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions
+    from fastrl.envs.crafter_native.worlds_by_id import CrafterEnv
 
     env = CrafterEnv()
-    found = {"original": _original(env.action_space), "fastrl.envs.crafter": single(env, _AHEAD)}
+    found = {"original": _original(env.action_space), "one world": single(env, _AHEAD)}
     for size in sizes:
         found[f"compiled n={size}"] = batched(CrafterBatch(size), _AHEAD)
     symbolic = CrafterBatch(sizes[0], CrafterOptions(symbolic=True))

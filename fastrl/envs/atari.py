@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TransformReward
 
+from fastrl.arguments import instance
 from fastrl.envs.lookup import registered_spec
 
 Env = gymnasium.Env[Any, Any]
@@ -192,7 +193,7 @@ def atari_game(name: str, **kwargs: Any) -> Env:
     Raises:
         EnvError: ALE is not installed or has no such game.
     """
-    spec = registered_spec(name)
+    spec = registered_spec(instance("name", name, str))
     create = gymnasium.envs.registration.load_env_creator(spec.entry_point)  # type: ignore[arg-type]
     env = cast("Env", create(**{**spec.kwargs, **kwargs, "frameskip": 1}))
     env.unwrapped.spec = spec

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
+from fastrl.arguments import instance
 from fastrl.envs.action_masks import SOURCES
 from fastrl.envs.env_factory import EnvFactory  # registers fastrl's own ids
 from fastrl.envs.family import named_family, own_families, plugin_families
@@ -48,7 +49,7 @@ def list_environments(pattern: str = "") -> list[Listing]:
     """
     for family in own_families():
         family.import_ids("")
-    pattern = pattern.lower()
+    pattern = instance("pattern", pattern, str).lower()
     wanted = [spec for name, spec in gymnasium.registry.items() if pattern in name.lower()]
     found = [listing for spec in wanted if (listing := _listing(spec)) is not None]
     found += [listing for listing in _of_plugins() if pattern in listing.id.lower()]

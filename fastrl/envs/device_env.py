@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastrl.arguments import brief
+from fastrl.arguments import brief, instance
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
@@ -139,6 +139,7 @@ class DeviceProgram:
     """
 
     def __init__(self, env: DeviceEnv) -> None:
+        instance("env", env, DeviceEnv)
         self.spec, self._env, self._device = env.spec, env, torch.device(env.device)
         if tuple(env.spec.action) != ("",):
             raise EnvError(
@@ -254,8 +255,8 @@ class DeviceBatch:
     """
 
     def __init__(self, env: DeviceEnv, bounds: ActionBounds = "clip") -> None:
-        self.env, self.spec, self.num_envs = env, env.spec, env.num_envs
         self._program, self._device = DeviceProgram(env), torch.device(env.device)
+        self.env, self.spec, self.num_envs = env, env.spec, env.num_envs
         self._inside = bounding(env.spec.action_space, bounds == "squash", self._device)
         self._state = DeviceState(torch.zeros(env.num_envs, dtype=torch.int32))
 

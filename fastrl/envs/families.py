@@ -33,7 +33,8 @@ from fastrl.registry import NAMESPACE
 
 _NO_VELOCITY = "fastrl.envs.classic_control.no_velocity"
 _MASKED = "fastrl.envs.masked_tasks"
-_CRAFTER, _CRAFTER_CLASS = "Crafter-v1", "fastrl.envs.crafter:CrafterEnv"
+_CRAFTER_MODULE = "fastrl.envs.crafter_native.worlds_by_id"
+_CRAFTER, _CRAFTER_CLASS = "Crafter-v1", f"{_CRAFTER_MODULE}:CrafterEnv"
 
 
 class NativeFamily(Family):
@@ -171,9 +172,9 @@ class ClassicControl(NativeFamily):
 
 
 class Crafter(NativeFamily):
-    """``fastrl/Crafter-v1``, and the original's single worlds, ``Crafter-v1`` by some names."""
+    """``fastrl/Crafter-v1``, and single worlds, ``Crafter-v1`` by some names."""
 
-    module = "fastrl.envs.crafter_native.crafter_batch"
+    module = _CRAFTER_MODULE
     ids = (_CRAFTER,)
     sharing_pays = False
     aliases: ClassVar = {"crafter.Env": _CRAFTER, "crafter:Env": _CRAFTER, "Crafter": _CRAFTER}
@@ -210,7 +211,7 @@ class Crafter(NativeFamily):
         self, vector: Vector, terminated: NDArray[np.bool_], ended: NDArray[np.bool_], start: int
     ) -> Columns:
         """See `Family.infos_of_single`."""
-        from fastrl.envs.crafter_native.crafter_batch import infos_of_single
+        from fastrl.envs.crafter_native.worlds_by_id import infos_of_single
 
         return infos_of_single(vector, terminated, ended, start)
 

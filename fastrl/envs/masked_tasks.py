@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import whole
 from fastrl.envs.state import State
+from fastrl.envs.tensor.base import wrong_choice
 
 FORWARD, WAIT, LEFT, RIGHT = range(4)
 """Actions of `MaskedTMaze`."""
@@ -47,8 +48,12 @@ class MaskedBandit(gymnasium.Env[Any, Any]):
         return self._drawn(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Pull an arm."""
-        paid = float(int(action) == self._paying)
+        """Pull an arm.
+
+        Raises:
+            EnvError: There is no such arm.
+        """
+        paid = float(_chosen(action, len(self._valid), "MaskedBandit") == self._paying)
         return self._drawn(), paid, False, False, {}
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -108,8 +113,13 @@ class MaskedTMaze(gymnasium.Env[Any, Any]):
         return self._seen(self._sign), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act once."""
-        if not self._mask()[int(action)]:
+        """Act once.
+
+        Raises:
+            EnvError: The action is not one of the four.
+        """
+        action = _chosen(action, 4, "MaskedTMaze")
+        if not self._mask()[action]:
             return self._seen(), -0.1, False, False, {}
         if self._place == self.length:
             turned = 1 if action == RIGHT else -1
@@ -135,3 +145,11 @@ class MaskedTMaze(gymnasium.Env[Any, Any]):
     def _seen(self, sign: int = 0) -> dict[str, NDArray[Any]]:
         seen = np.array([sign, self._place == self.length], np.float32)
         return {"observation": seen, "action_mask": self._mask()}
+
+
+def _chosen(action: Any, count: int, name: str) -> int:
+    """Return an action as an index; reject others, as negative ones would count from the end."""
+    index = int(action)
+    if not 0 <= index < count:
+        raise wrong_choice(f"'{name}'", count, index)
+    return index

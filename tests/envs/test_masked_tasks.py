@@ -8,7 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from fastrl.envs.catalogue import list_environments
 from fastrl.envs.masked_tasks import FORWARD, LEFT, RIGHT, WAIT
 from fastrl.envs.state import pack, unpack
-from fastrl.errors import ArgumentError
+from fastrl.errors import ArgumentError, EnvError
 
 
 def played(env, choose, seed):
@@ -99,3 +99,12 @@ def test_saved_states_go_on_as_they_would_have(name):
     other.np_random.bit_generator.state = one.np_random.bit_generator.state
     for _ in range(20):
         assert repr(one.step(WAIT)) == repr(other.step(WAIT))
+
+
+@pytest.mark.parametrize(("name", "above"), [("MaskedBandit-v0", 70), ("MaskedTMaze-v0", 4)])
+def test_actions_outside_of_the_space_are_refused(name, above):
+    env = gymnasium.make(name).unwrapped
+    env.reset(seed=0)
+    for action in (-1, above):
+        with pytest.raises(EnvError, match=f"action {action} is not one of 0 to {above - 1}"):
+            env.step(action)

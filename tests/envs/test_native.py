@@ -17,8 +17,8 @@ from fastrl import load_config, make_sampler
 from fastrl.envs import EnvFactory
 from fastrl.envs.catalogue import list_environments
 from fastrl.envs.classic_control.control_batch import ClassicControlBatch
-from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import CrafterBatch
+from fastrl.envs.crafter_native.worlds_by_id import CrafterEnv
 from fastrl.envs.families import NAMESPACE, NativeFamily
 from fastrl.envs.family import family_of, own_families
 from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5
@@ -89,7 +89,7 @@ def test_batch_is_the_gymnasium_loop_of_the_same_seeds(name):
         np.testing.assert_array_equal(here[0], there[0])
 
 
-def test_compiled_crafter_is_the_python_crafter_of_the_same_seeds():
+def test_batch_of_crafter_equals_single_worlds_of_the_same_seeds():
     kwargs = {"area": (16, 16), "length": 20}
     ours, loop = (EnvFactory(each, kwargs).batched(2) for each in ("fastrl/Crafter-v1", "Crafter"))
     assert ours.spec.episode_info == loop.spec.episode_info

@@ -34,7 +34,7 @@ class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
         Raises:
             EnvError: It is differentiable.
         """
-        if env.differentiable:
+        if instance("env", env, TensorEnv).differentiable:
             raise EnvError(f"'{env.spec.id}' is either differentiable or compiled, not both")
         super().__init__(env)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -77,6 +77,7 @@ class ClassicControlBatch:
         num_envs: Number of environments, n.
         randomized: Names of the parameters that are drawn for every episode.
         started: Whether episodes have begun.
+        taken: ``[n]``: the actions of the last step; None if an episode has begun since.
     """
 
     def __init__(self, name: str, num_envs: int, options: Options | None = None) -> None:
@@ -86,7 +87,7 @@ class ClassicControlBatch:
             EnvError: There is no such environment, or an option is invalid.
             SpaceError: Actions cannot be squashed.
         """
-        options = options or Options()
+        options = instance("options", options or Options(), Options)
         self._env, _ = make_tensor(name)
         whole("num_threads", options.num_threads, at_most=LARGEST)
         if options.max_episode_steps is not None:
@@ -119,6 +120,7 @@ class ClassicControlBatch:
         self._ranges = list(pairwise(ends))
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.started = False
+        self.taken: NDArray[Any] | None = None
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every environment; see `BatchedEnv.reset`.
@@ -157,7 +159,9 @@ class ClassicControlBatch:
         """
         if not self.started:
             raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
-        given = self._batch, self._bind(views), restart
+        bound = self._bind(views)
+        self.taken = bound.action
+        given = self._batch, bound, restart
         own, *others = self._ranges
         calls = [
             self._pool.submit(control_kernels.step, *given, *each)
@@ -194,6 +198,7 @@ class ClassicControlBatch:
         self._shapes.check_restart(observation, chosen)
         if seeds is not None:
             self._batch.noise[:, chosen] = new_streams(seeds)
+        self.taken = None
         self._draw_params(chosen)
         control_kernels.begin(self._batch, chosen, observation[0])
         if self._exposes:
@@ -314,7 +319,7 @@ def build(name: str, num_envs: int, **kwargs: Any) -> ClassicControlBatch:
     Raises:
         EnvError: There is no such environment, or an argument is unknown or invalid.
     """
-    return ClassicControlBatch(name.removeprefix(NAMESPACE), num_envs, _options(kwargs))
+    return ClassicControlBatch(_name(name), num_envs, _options(kwargs))
 
 
 def make_vec(
@@ -355,32 +360,32 @@ def make_single(
         EnvError: There is no such environment, or an argument is unknown or invalid.
     """
     options = _options({"action_bounds": None, **kwargs, "max_episode_steps": LARGEST})
-    batch = ClassicControlBatch(name.removeprefix(NAMESPACE), 1, options)
-
-    def last_torque() -> float | None:
-        return float(env.action[0].ravel()[0]) if env.action else None
-
-    env = SingleBatchedEnv(
+    batch = ClassicControlBatch(_name(name), 1, options)
+    return SingleBatchedEnv(
         batch,
         render_mode=render_mode,
-        painter=partial(_Pictures, batch, last_torque),
+        painter=partial(_Pictures, batch, draws_torque=True),
         fps=FRAMES_PER_S[batch.spec.id],
     )
-    return env
 
 
 class _Pictures:
     """Pictures of the environments of a batch; see `Painter`."""
 
-    def __init__(
-        self, batch: ClassicControlBatch, torque: Callable[[], float | None] = lambda: None
-    ) -> None:
-        self._batch, self._renderer, self._torque = batch, Renderer(batch.spec.id), torque
+    def __init__(self, batch: ClassicControlBatch, *, draws_torque: bool = False) -> None:
+        self._batch, self._renderer = batch, Renderer(batch.spec.id)
+        self._draws_torque = draws_torque
         self.close = self._renderer.close
 
     def picture(self, index: int) -> Frame:
         batch = self._batch
-        return self._renderer.render(batch.state(), index, batch.params(), self._torque())
+        drawn = self._draws_torque and batch.taken is not None
+        torque = float(batch.taken[index]) if drawn else None
+        return self._renderer.render(batch.state(), index, batch.params(), torque)
+
+
+def _name(env_id: str) -> str:
+    return instance("name", env_id, str).removeprefix(NAMESPACE)
 
 
 def _options(kwargs: dict[str, Any]) -> Options:
@@ -412,7 +417,9 @@ def _values(
 ) -> NDArray[np.float32]:
     """Return parameters ``[P]``, or ``[P, n]`` if some differ between environments."""
     values = {**env.defaults, **named(env, given)}
-    columns = [_numbers(name, values[name], num_envs) for name in randomizable(env)]
+    columns = [
+        _numbers(env.written.get(name, name), values[name], num_envs) for name in randomizable(env)
+    ]
     return np.stack(np.broadcast_arrays(*columns)).astype(np.float32)
 
 

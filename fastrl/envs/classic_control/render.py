@@ -62,6 +62,10 @@ class Renderer:
         self._usual = {theirs: getattr(self._env, theirs) for theirs in self._shown.values()}
         quicken(self._env)
 
+    def __reduce__(self) -> Any:
+        """Copy by a new renderer, as pygame's surfaces cannot be copied."""
+        return Renderer, (self._name,)
+
     def render(
         self,
         state: Any,

@@ -1,23 +1,18 @@
-"""n Crafter worlds behind `BatchedEnv`, stepped by one compiled call.
-
-`build`, `make_vec` and `make_single` build them by id; `fastrl.envs.families` registers them.
-"""
+"""n Crafter worlds behind `BatchedEnv`, stepped by one compiled call."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fastrl.arguments import at_least_one, whole
-from fastrl.envs.actions import ActionBounds
-from fastrl.envs.batched_env import BatchShapes, Columns, NumberTable, Rows, StepViews
-from fastrl.envs.crafter import LARGEST, CrafterEnv, CrafterOptions
+from fastrl.arguments import at_least_one, instance
+from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.crafter_native import rules
+from fastrl.envs.crafter_native.options import LARGEST, CrafterOptions
 from fastrl.envs.crafter_native.picture import render_scratch
 from fastrl.envs.crafter_native.textures import SPRITES, Geometry, draw_pictures, geometry
 from fastrl.envs.crafter_native.world import PLAYER_INDEX, allocate, load, saved
@@ -30,19 +25,14 @@ from fastrl.envs.crafter_native.world_kernels import (
     step_worlds,
 )
 from fastrl.envs.crafter_native.worldgen import world_scratch
-from fastrl.envs.family import Vector
 from fastrl.envs.state import State, fitting, fitting_list
-from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
 ID = "fastrl/Crafter-v1"
-EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
-"""Names of the achievements' counts, as in the single environment."""
+EPISODE_INFO = tuple(f"achievements/{name}" for name in rules.ACHIEVEMENTS)
+"""Names of the achievements' counts."""
 _DAY = 300
-_COUNTS = {"inventory": rules.ITEMS, "achievements": rules.ACHIEVEMENTS}
-
-Flags = NDArray[np.bool_]
 
 
 class CrafterBatch:
@@ -50,8 +40,8 @@ class CrafterBatch:
 
     With the same seed and actions, pixels, rewards, inventories, achievements, positions and ends
     equal those of ``crafter.Env``, except that the original keeps creatures in sets, whose order
-    depends on memory addresses; here, as in `fastrl.envs.crafter`, they are in the order in which
-    they were added to their chunk.
+    depends on memory addresses, so that two processes with one seed diverge; here they are in the
+    order in which they were added to their chunk.
 
     Attributes:
         spec: Spaces and fields of each environment.
@@ -73,8 +63,8 @@ class CrafterBatch:
         Raises:
             EnvError: The view and the image do not fit together.
         """
-        options = options or CrafterOptions()
-        self.num_envs = num_envs
+        options = instance("options", options or CrafterOptions(), CrafterOptions)
+        self.num_envs = at_least_one("num_envs", num_envs)
         layout = geometry(options.view, options.size)
         self.spec = _spec(options, layout)
         self._shapes = BatchShapes(self.spec, num_envs)
@@ -99,14 +89,12 @@ class CrafterBatch:
             reward=np.zeros(num_envs),
             terminated=np.zeros(num_envs, np.bool_),
             truncated=np.zeros(num_envs, np.bool_),
-            achievements=np.zeros((num_envs, rules.NUM_ACHIEVEMENTS), np.int32),
-            inventory=np.zeros((num_envs, rules.NUM_ITEMS), np.int32),
-            player_pos=np.zeros((num_envs, 2), np.int32),
         )
+        # Infos at the end of each world's last finished episode.
+        self._final = {name: np.zeros_like(each) for name, each in self._now().items()}
         self._actions = np.zeros(num_envs, np.int64)
-        # Seeds of the random streams of the next episodes.
-        self._next_seeds = np.zeros(num_envs, np.int64)
         self._seeds: list[int] = []
+        # Numbers of the next episodes.
         self._episodes: list[int] = []
         # Upper bound of the steps of any world in its episode.
         self._most_steps = 0
@@ -123,10 +111,8 @@ class CrafterBatch:
         """
         self._shapes.check_seeds(seeds)
         self._seeds = [int(seed) for seed in seeds]
-        self._episodes = [0] * self.num_envs
-        self._outcome.achievements[:] = 0
-        for index in range(self.num_envs):
-            self._plan(index)
+        self._episodes = [1] * self.num_envs
+        self._final["achievements"][:] = 0
         self.restart(observation)
 
     def restart(
@@ -149,20 +135,20 @@ class CrafterBatch:
         self._shapes.check_restart(observation, chosen)
         which = np.flatnonzero(np.ones(self.num_envs) if chosen is None else chosen).tolist()
         for index, seed in zip(which, seeds or (), strict=seeds is not None):
-            self._seeds[index], self._episodes[index] = int(seed), 0
-            self._plan(index)
-        starting = np.full(self.num_envs, -1)
-        starting[which] = self._next_seeds[which]
-        for index in which:
-            self._plan(index)
-        if len(which) == self.num_envs:
-            self._most_steps = 0
-        rows = tuple(map(np.ascontiguousarray, observation))
-        reset_worlds(self._worlds, self._game, starting, self._screens(rows))
-        _copy_back(rows, observation)
+            self._seeds[index], self._episodes[index] = int(seed), 1
+        self._begin(which, observation)
 
     def step(self, views: StepViews) -> None:
-        """Step every environment once; see `BatchedEnv.step`.
+        """Step every environment once; see `BatchedEnv.step` and `advance`."""
+        self.advance(views, restart=True)
+
+    def advance(self, views: StepViews, *, restart: bool) -> None:
+        """Step every environment once.
+
+        Args:
+            views: See `StepViews`. If an episode ended and the next has not begun, the
+                observation is the final one.
+            restart: Begin the next episode if one is done. Otherwise call `restart`.
 
         Raises:
             EnvError: An action is not one of the 17; the error names its environment, and none was
@@ -175,17 +161,9 @@ class CrafterBatch:
         self._see_ahead()
         np.copyto(self._actions, views.action[0], casting="unsafe")
         rows = tuple(map(np.ascontiguousarray, views.observation))
-        final_rows = tuple(map(np.ascontiguousarray, views.final_observation))
         outcome = self._outcome
-        ended = step_worlds(
-            self._worlds,
-            self._game,
-            self._actions,
-            self._next_seeds,
-            outcome,
-            self._screens(rows),
-            self._screens(final_rows),
-        )
+        screens = self._screens(rows)
+        ended = step_worlds(self._worlds, self._game, self._actions, outcome, screens)
         if ended < 0:
             index = -1 - ended
             raise EnvError(
@@ -193,16 +171,18 @@ class CrafterBatch:
                 f"0 to {rules.NUM_ACTIONS - 1}"
             )
         _copy_back(rows, views.observation)
-        _copy_back(final_rows, views.final_observation)
         views.reward[:] = outcome.reward if self._rewarded else 0.0
         views.terminated[:] = outcome.terminated
         views.truncated[:] = outcome.truncated
-        if ended:
+        if ended and restart:
             over = np.flatnonzero(outcome.terminated | outcome.truncated)
+            for name, now in self._now().items():
+                self._final[name][over] = now[over]
             if views.episode_info is not None:
-                views.episode_info[over] = outcome.achievements[over]
-            for index in over.tolist():
-                self._plan(index)
+                views.episode_info[over] = self._final["achievements"][over]
+            for final, seen in zip(views.final_observation, views.observation, strict=True):
+                final[over] = seen[over]
+            self._begin(over.tolist(), views.observation)
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return infos of the last step and of the worlds, one row per environment.
@@ -212,25 +192,27 @@ class CrafterBatch:
         end of the last finished one: ``final_achievements``, ``final_inventory`` and
         ``final_player_pos``.
         """
-        worlds = self._worlds
-        player = worlds.objects[:, PLAYER_INDEX]
         return {
             "reward": self._outcome.reward.copy(),
-            "final_achievements": self._outcome.achievements.copy(),
-            "final_inventory": self._outcome.inventory.copy(),
-            "final_player_pos": self._outcome.player_pos.copy(),
-            "achievements": worlds.achievements.copy(),
-            "inventory": worlds.inventory.copy(),
-            "player_pos": np.stack([player["x"], player["y"]], axis=1),
-            "steps": worlds.record["steps"].copy(),  # type: ignore[index]
+            **{f"final_{name}": each.copy() for name, each in self._final.items()},
+            **{name: each.copy() for name, each in self._now().items()},
+            "steps": self._worlds.record["steps"].copy(),  # type: ignore[index]
         }
+
+    def semantic(self) -> NDArray[np.uint8]:
+        """Return the original's map of materials and creatures, ``[n, width, height]``."""
+        worlds = self._worlds
+        maps = worlds.material.copy()
+        envs, xs, ys = worlds.object_at.nonzero()
+        kinds = worlds.objects["kind"][envs, worlds.object_at[envs, xs, ys]]
+        maps[envs, xs, ys] = rules.NUM_MATERIALS - 1 + kinds
+        return maps
 
     def get_state(self) -> State:
         """Return the state on which later steps and infos depend; see `fastrl.envs.state`."""
         return {
             "worlds": saved(self._worlds),
-            "outcome": {name: each.copy() for name, each in self._outcome._asdict().items()},
-            "next_seeds": self._next_seeds.copy(),
+            "outcome": {name: each.copy() for name, each in self._results().items()},
             "seeds": list(self._seeds),
             "episodes": list(self._episodes),
         }
@@ -241,9 +223,8 @@ class CrafterBatch:
         Raises:
             StateError: It belongs to other worlds.
         """
-        outcome = self._outcome._asdict()
-        pairs = [(fitting(state["outcome"], name, each), each) for name, each in outcome.items()]
-        pairs.append((fitting(state, "next_seeds", self._next_seeds), self._next_seeds))
+        results = self._results()
+        pairs = [(fitting(state["outcome"], name, each), each) for name, each in results.items()]
         seeds, episodes = (
             fitting_list(state, name, int, self.num_envs) for name in ("seeds", "episodes")
         )
@@ -260,11 +241,30 @@ class CrafterBatch:
         if not self._seeds:
             raise EnvError(f"'{self.spec.id}' must be reset with seeds before anything else")
 
-    def _plan(self, index: int) -> None:
-        """Draw the seed of an environment's next episode as the original does."""
-        self._episodes[index] += 1
-        key = (self._seeds[index], self._episodes[index])
-        self._next_seeds[index] = hash(key) % LARGEST
+    def _begin(self, which: list[int], observation: Rows) -> None:
+        """Start the next episode of some environments, from the seed that the original takes."""
+        starting = np.full(self.num_envs, -1)
+        for index in which:
+            starting[index] = hash((self._seeds[index], self._episodes[index])) % LARGEST
+            self._episodes[index] += 1
+        if len(which) == self.num_envs:
+            self._most_steps = 0
+        rows = tuple(map(np.ascontiguousarray, observation))
+        reset_worlds(self._worlds, self._game, starting, self._screens(rows))
+        _copy_back(rows, observation)
+
+    def _now(self) -> dict[str, NDArray[np.int32]]:
+        """Return infos of the worlds."""
+        worlds = self._worlds
+        player = worlds.objects[:, PLAYER_INDEX]
+        return {
+            "achievements": worlds.achievements,
+            "inventory": worlds.inventory,
+            "player_pos": np.stack([player["x"], player["y"]], axis=1),
+        }
+
+    def _results(self) -> dict[str, NDArray[Any]]:
+        return {**self._outcome._asdict(), **self._final}
 
     def _see_ahead(self) -> None:
         """Compute the daylight for the next step."""
@@ -351,103 +351,3 @@ class Daylight:
 def _light(step: int) -> float:
     progress = (step / _DAY) % 1 + 0.3
     return float(1 - np.abs(np.cos(np.pi * progress)) ** 3)
-
-
-def build(
-    name: str = "Crafter-v1",
-    num_envs: int = 1,
-    max_episode_steps: int | None = None,
-    *,
-    randomize: Mapping[str, Any] | None = None,
-    action_bounds: ActionBounds = "clip",
-    **options: Any,
-) -> CrafterBatch:
-    """Build n Crafter worlds, with options of `CrafterOptions`.
-
-    With both ``max_episode_steps`` (-1 for no limit) and ``length``, the smaller limit holds.
-    Worlds have no parameters to randomise, and their actions no bounds.
-
-    Raises:
-        EnvError: There is no such option, or its value is not possible.
-    """
-    if randomize:
-        raise EnvError(f"env.randomize: 'fastrl/{name}' has no parameters that can be randomised")
-    return CrafterBatch(at_least_one("num_envs", num_envs), _with_limit(options, max_episode_steps))
-
-
-def make_vec(name: str, num_envs: int, **options: Any) -> BatchedVectorEnv:
-    """Build n Crafter worlds as a vector environment.
-
-    Args:
-        name: The id; there is one.
-        num_envs: Number of environments, n.
-        **options: Options of `build`, and ``seed``, ``copy``, ``info`` and ``render_mode`` of
-            `BatchedVectorEnv`.
-
-    Raises:
-        EnvError: There is no such option, its value is not possible, or ``render_mode`` is given
-            with symbols.
-    """
-    known = ("seed", "copy", "info", "render_mode")
-    facade = {key: options.pop(key) for key in known if key in options}
-    batch = build(name, num_envs, **options)
-    if facade.get("render_mode") is not None and "map" in batch.spec.observation:
-        raise EnvError("render_mode: worlds with symbolic=True are not drawn")
-    drawn = {name: CrafterEnv.metadata[name] for name in ("render_modes", "render_fps")}
-    return BatchedVectorEnv(batch, metadata=drawn, **facade)
-
-
-def make_single(name: str, *, length: int | None = None, **options: Any) -> CrafterEnv:
-    """Build one world for recordings: the original game, which equals the batch; see `CrafterEnv`.
-
-    ``length`` is a time limit besides that of `gymnasium.make`.
-
-    Raises:
-        EnvError: An option is unknown or invalid, or symbolic observations are requested, which the
-            original does not have.
-    """
-    return CrafterEnv(length=length, **options)
-
-
-def infos_of_single(vector: Vector, terminated: Flags, ended: Flags, start: int) -> Columns:
-    """Return the infos of a step in the form of `fastrl.envs.crafter.CrafterEnv`'s.
-
-    Args:
-        vector: A vector environment of a `CrafterBatch` that has been stepped.
-        terminated: ``[n]``: True if the player died.
-        ended: ``[n]``: True if the episode ended, and the next one began.
-        start: Index of the first environment.
-    """
-    known = vector.batched.info()  # type: ignore[attr-defined]
-    if not ended.any():
-        return _columns(known, "", np.arange(len(ended)), terminated, start)
-    going, over = np.flatnonzero(~ended), np.flatnonzero(ended)
-    final = _columns(known, "final_", over, terminated, start)
-    infos: dict[str, tuple[list[int], Any]] = {"final_info": ((over + start).tolist(), final)}
-    if len(going):
-        infos |= _columns(known, "", going, terminated, start)
-    return infos
-
-
-def _columns(
-    known: dict[str, NDArray[Any]], prefix: str, rows: NDArray[np.intp], end: Flags, start: int
-) -> dict[str, tuple[list[int], Any]]:
-    indices = (rows + start).tolist()
-    columns: dict[str, Any] = {
-        key: NumberTable(names, indices, known[prefix + key][rows].T.astype(np.int64, "C"))
-        for key, names in _COUNTS.items()
-    }
-    columns["discount"] = 1.0 - end[rows]
-    columns["player_pos"] = known[f"{prefix}player_pos"][rows].astype(np.int64)
-    columns["reward"] = known["reward"][rows]
-    return {key: (indices, values) for key, values in columns.items()}
-
-
-def _with_limit(options: Mapping[str, Any], max_episode_steps: int | None) -> CrafterOptions:
-    chosen = CrafterOptions.of(**options)
-    if max_episode_steps is None:
-        return chosen
-    if max_episode_steps != -1:
-        whole("max_episode_steps", max_episode_steps, 1, LARGEST, ", or -1 for no limit")
-    limits = (max_episode_steps, options.get("length"))
-    return replace(chosen, length=min((each for each in limits if each and each > 0), default=None))

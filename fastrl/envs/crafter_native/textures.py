@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,8 +76,9 @@ def geometry(view: Pair, size: Pair) -> Geometry:
     return Geometry(size, unit, border, (view[0], view[1] - item_rows), item_rows)
 
 
+@cache
 def draw_pictures(layout: Geometry) -> Pictures:
-    """Draw all cells with the original's code and textures."""
+    """Draw all cells with the original's code and textures, once in a process."""
     textures = engine.Textures(constants.root / "assets")
     return Pictures(
         cells=_draw_cells(textures, layout.unit),

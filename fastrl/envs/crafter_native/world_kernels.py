@@ -41,10 +41,6 @@ class StepResults(NamedTuple):
     reward: NDArray[np.float64]  # ``[n] float64``
     terminated: NDArray[np.bool_]  # ``[n] bool``: the player died
     truncated: NDArray[np.bool_]  # ``[n] bool``: at the time limit, with the player alive
-    # ``[n, achievements] int32``: counts of each world's last finished episode.
-    achievements: NDArray[np.int32]
-    inventory: NDArray[np.int32]  # ``[n, items] int32``: the player's at the end
-    player_pos: NDArray[np.int32]  # ``[n, 2] int32``: the player's position at the end
 
 
 class Screens(NamedTuple):
@@ -110,39 +106,6 @@ def _show(here: World, game: Game, screens: Screens, index: int) -> None:
         draw(here, light, game.layout, game.pictures, game.render_scratch, image)
 
 
-@compiled
-def _keep_episode(here: World, outcome: StepResults, index: int) -> None:
-    """Copy the results of an episode."""
-    for achievement in range(rules.NUM_ACHIEVEMENTS):
-        outcome.achievements[index, achievement] = here.achievements[achievement]
-    for item in range(rules.NUM_ITEMS):
-        outcome.inventory[index, item] = here.inventory[item]
-    player = here.objects[world.PLAYER_INDEX]
-    outcome.player_pos[index, 0] = player.x
-    outcome.player_pos[index, 1] = player.y
-
-
-@compiled
-def _keep_last(game: Game, screens: Screens, final: Screens, index: int) -> None:
-    """Copy the last observation of a player."""
-    if game.symbolic:
-        for row in range(game.layout.grid[1]):
-            _copy(screens.map[index, row], final.map[index, row])
-        for item in range(rules.NUM_ITEMS):
-            final.inventory[index, item] = screens.inventory[index, item]
-        final.daylight[index, 0] = screens.daylight[index, 0]
-    else:
-        _copy(screens.image[index], final.image[index])
-
-
-@compiled
-def _copy(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
-    height, width = source.shape
-    for y in range(height):
-        for x in range(width):
-            target[y, x] = source[y, x]
-
-
 @kernel
 def reset_worlds(digest: int) -> Callable[..., None]:
     """Return the kernel that starts an episode in every world."""
@@ -170,16 +133,14 @@ def reset_worlds(digest: int) -> Callable[..., None]:
 
 @kernel
 def step_worlds(digest: int) -> Callable[..., int]:
-    """Return the kernel that steps every world, and starts the next episode if one ends."""
+    """Return the kernel that steps every world."""
 
     def step_worlds(
         worlds: World,
         game: Game,
         actions: NDArray[np.int64],
-        next_seeds: NDArray[np.int64],
         outcome: StepResults,
         screens: Screens,
-        final: Screens,
     ) -> int:
         """Step every world; return the number of episodes that ended.
 
@@ -188,10 +149,8 @@ def step_worlds(digest: int) -> Callable[..., int]:
             game: Shared settings and memory.
             actions: ``[n] int64``. If one is not of the 17, nothing is stepped and the result
                 is ``-1 - index``.
-            next_seeds: ``[n] int64``: seeds of the next worlds.
             outcome: Written.
             screens: Written.
-            final: Written for environments whose episode ended.
         """
         _ = digest
         for index in range(len(actions)):
@@ -208,12 +167,7 @@ def step_worlds(digest: int) -> Callable[..., int]:
             over = here.record.steps >= game.length
             outcome.terminated[index] = dead
             outcome.truncated[index] = over and not dead
-            if dead or over:
-                ended += 1
-                _keep_episode(here, outcome, index)
-                _keep_last(game, screens, final, index)
-                generate(here, next_seeds[index], game.world_scratch)
-                _show(here, game, screens, index)
+            ended += int(dead or over)
         return ended
 
     return step_worlds
@@ -223,4 +177,4 @@ def load_kernels(worlds: World, game: Game, outcome: StepResults, screens: Scree
     """Compile both kernels for these types, or load them from the disk."""
     nothing = np.zeros(0, np.int64)
     reset_worlds(worlds, game, nothing, screens)
-    step_worlds(worlds, game, nothing, nothing, outcome, screens, screens)
+    step_worlds(worlds, game, nothing, outcome, screens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief, is_whole, nearest
 from fastrl.envs.mujoco.batched import Step, Terms
 from fastrl.envs.mujoco.physics import Fields
-from fastrl.envs.mujoco.robot_terms import HealthyRobot, Range, control_cost, flat
+from fastrl.envs.mujoco.robot_terms import HealthyRobot, control_cost, flat, gymnasium_arguments
 from fastrl.errors import EnvError
 
 
@@ -24,22 +23,7 @@ class AntV5(HealthyRobot):
     xml_file = "ant.xml"
     frame_skip = 5
     _has_normal_velocities = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        xml_file: str = "ant.xml"
-        frame_skip: int = 5
-        forward_reward_weight: float = 1.0
-        ctrl_cost_weight: float = 0.5
-        contact_cost_weight: float = 5e-4
-        healthy_reward: float = 1.0
-        main_body: int | str = 1
-        terminate_when_unhealthy: bool = True
-        healthy_z_range: Range = (0.2, 1.0)
-        contact_force_range: Range = (-1.0, 1.0)
-        reset_noise_scale: float = 0.1
-        exclude_current_positions_from_observation: bool = True
-        include_cfrc_ext_in_observation: bool = True
+    Params = gymnasium_arguments("ant_v5:AntEnv")
 
     def fields(self) -> Sequence[str]:
         return "xpos", "cfrc_ext"
@@ -87,19 +71,7 @@ class AntV4(AntV5):
 
     id = "Ant-v4"
     _healthy_is_paid_always = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        xml_file: str = "ant.xml"
-        ctrl_cost_weight: float = 0.5
-        use_contact_forces: bool = False
-        contact_cost_weight: float = 5e-4
-        healthy_reward: float = 1.0
-        terminate_when_unhealthy: bool = True
-        healthy_z_range: Range = (0.2, 1.0)
-        contact_force_range: Range = (-1.0, 1.0)
-        reset_noise_scale: float = 0.1
-        exclude_current_positions_from_observation: bool = True
+    Params = gymnasium_arguments("ant_v4:AntEnv")
 
     def fields(self) -> Sequence[str]:
         return ("xpos", "cfrc_ext") if self.params.use_contact_forces else ("xpos",)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Parameters, Step, Terms
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_terms import control_cost
+from fastrl.envs.mujoco.robot_terms import control_cost, gymnasium_arguments
 
 
 class ReacherV5(MujocoBatchedEnv):
@@ -22,13 +21,7 @@ class ReacherV5(MujocoBatchedEnv):
     frame_skip = 2
     time_limit = 50
     params: Any
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        xml_file: str = "reacher.xml"
-        frame_skip: int = 2
-        reward_dist_weight: float = 1.0
-        reward_control_weight: float = 1.0
+    Params = gymnasium_arguments("reacher_v5:ReacherEnv")
 
     def fields(self) -> Sequence[str]:
         return ("xpos",)
@@ -69,9 +62,7 @@ class ReacherV4(ReacherV5):
     """Gymnasium's Reacher-v4, whose reward is for the fingertip's position before the step."""
 
     id = "Reacher-v4"
-
-    class Params(Parameters):
-        """Gymnasium's keyword arguments."""
+    Params = gymnasium_arguments("reacher_v4:ReacherEnv")
 
     def tracked(self, now: Fields) -> NDArray[Any]:
         return self._offset(now)
@@ -95,14 +86,7 @@ class PusherV5(MujocoBatchedEnv):
     frame_skip = 5
     time_limit = 100
     params: Any
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        xml_file: str = "pusher_v5.xml"
-        frame_skip: int = 5
-        reward_near_weight: float = 0.5
-        reward_dist_weight: float = 1.0
-        reward_control_weight: float = 0.1
+    Params = gymnasium_arguments("pusher_v5:PusherEnv")
 
     def fields(self) -> Sequence[str]:
         return ("xpos",)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import Parameters, Step, Terms
+from fastrl.envs.mujoco.batched import Step, Terms
 from fastrl.envs.mujoco.physics import Fields
 from fastrl.envs.mujoco.robot_terms import (
     HealthyRobot,
@@ -17,19 +16,9 @@ from fastrl.envs.mujoco.robot_terms import (
     Robot,
     control_cost,
     flat,
+    gymnasium_arguments,
     inside,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Observed:
-    """Parameters for the parts of a humanoid's observation."""
-
-    exclude_current_positions_from_observation: bool = True
-    include_cinert_in_observation: bool = True
-    include_cvel_in_observation: bool = True
-    include_qfrc_actuator_in_observation: bool = True
-    include_cfrc_ext_in_observation: bool = True
 
 
 class _Humanoid(Robot):
@@ -69,19 +58,7 @@ class HumanoidV5(_Humanoid, HealthyRobot):
 
     id = "Humanoid-v5"
     xml_file = "humanoid.xml"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(_Observed):
-        xml_file: str = "humanoid.xml"
-        frame_skip: int = 5
-        forward_reward_weight: float = 1.25
-        ctrl_cost_weight: float = 0.1
-        contact_cost_weight: float = 5e-7
-        contact_cost_range: Range = (-np.inf, 10.0)
-        healthy_reward: float = 5.0
-        terminate_when_unhealthy: bool = True
-        healthy_z_range: Range = (1.0, 2.0)
-        reset_noise_scale: float = 1e-2
+    Params = gymnasium_arguments("humanoid_v5:HumanoidEnv")
 
     def tracked(self, now: Fields) -> NDArray[Any]:
         # The first coordinate of the centre of mass.
@@ -110,16 +87,7 @@ class HumanoidV4(HumanoidV5):
 
     id = "Humanoid-v4"
     _healthy_is_paid_always = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        forward_reward_weight: float = 1.25
-        ctrl_cost_weight: float = 0.1
-        healthy_reward: float = 5.0
-        terminate_when_unhealthy: bool = True
-        healthy_z_range: Range = (1.0, 2.0)
-        reset_noise_scale: float = 1e-2
-        exclude_current_positions_from_observation: bool = True
+    Params = gymnasium_arguments("humanoid_v4:HumanoidEnv")
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return _everything(now, 2 * self.params.exclude_current_positions_from_observation)
@@ -139,16 +107,7 @@ class HumanoidStandupV5(_Humanoid):
 
     id = "HumanoidStandup-v5"
     xml_file = "humanoidstandup.xml"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(_Observed):
-        xml_file: str = "humanoidstandup.xml"
-        frame_skip: int = 5
-        uph_cost_weight: float = 1.0
-        ctrl_cost_weight: float = 0.1
-        impact_cost_weight: float = 5e-7
-        impact_cost_range: Range = (-np.inf, 10.0)
-        reset_noise_scale: float = 1e-2
+    Params = gymnasium_arguments("humanoidstandup_v5:HumanoidStandupEnv")
 
     def reward(self, step: Step) -> Terms:
         params = self.params
@@ -167,14 +126,13 @@ class HumanoidStandupV4(HumanoidStandupV5):
     """Gymnasium's HumanoidStandup-v4."""
 
     id = "HumanoidStandup-v4"
-
-    class Params(Parameters):
-        """Version 4 takes no keyword arguments; these are its numbers."""
-
-        ctrl_cost_weight: ClassVar = 0.1
-        impact_cost_weight: ClassVar = 5e-7
-        impact_cost_range: ClassVar = (-np.inf, 10.0)
-        reset_noise_scale: ClassVar = 1e-2
+    Params = gymnasium_arguments(
+        "humanoidstandup_v4:HumanoidStandupEnv",
+        ctrl_cost_weight=0.1,
+        impact_cost_weight=5e-7,
+        impact_cost_range=(-np.inf, 10.0),
+        reset_noise_scale=1e-2,
+    )
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return _everything(now, 2)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import Parameters, Step, Terms
+from fastrl.envs.mujoco.batched import Step, Terms
 from fastrl.envs.mujoco.physics import Fields
-from fastrl.envs.mujoco.robot_terms import Robot
+from fastrl.envs.mujoco.robot_terms import Robot, gymnasium_arguments
 
 
 class InvertedPendulumV5(Robot):
@@ -20,12 +19,7 @@ class InvertedPendulumV5(Robot):
     id = "InvertedPendulum-v5"
     xml_file = "inverted_pendulum.xml"
     frame_skip = 2
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        xml_file: str = "inverted_pendulum.xml"
-        frame_skip: int = 2
-        reset_noise_scale: float = 0.01
+    Params = gymnasium_arguments("inverted_pendulum_v5:InvertedPendulumEnv")
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return now.qpos, now.qvel
@@ -43,11 +37,7 @@ class InvertedPendulumV4(InvertedPendulumV5):
     """Gymnasium's InvertedPendulum-v4, which rewards the last step, too."""
 
     id = "InvertedPendulum-v4"
-
-    class Params(Parameters):
-        """Version 4 takes no keyword arguments."""
-
-        reset_noise_scale: ClassVar = 0.01
+    Params = gymnasium_arguments("inverted_pendulum_v4:InvertedPendulumEnv", reset_noise_scale=0.01)
 
     def reward(self, step: Step) -> Terms:
         return {"reward_survive": 1.0}
@@ -61,13 +51,7 @@ class InvertedDoublePendulumV5(Robot):
     frame_skip = 5
     _has_normal_velocities = True
     _observed_constraint_forces = 1
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        xml_file: str = "inverted_double_pendulum.xml"
-        frame_skip: int = 5
-        healthy_reward: float = 10.0
-        reset_noise_scale: float = 0.1
+    Params = gymnasium_arguments("inverted_double_pendulum_v5:InvertedDoublePendulumEnv")
 
     def fields(self) -> Sequence[str]:
         return "site_xpos", "qfrc_constraint"
@@ -92,11 +76,9 @@ class InvertedDoublePendulumV4(InvertedDoublePendulumV5):
     """Gymnasium's InvertedDoublePendulum-v4, which rewards the last step, too."""
 
     id = "InvertedDoublePendulum-v4"
-
-    class Params(Parameters):
-        """Version 4 takes no keyword arguments."""
-
-        reset_noise_scale: ClassVar = 0.1
+    Params = gymnasium_arguments(
+        "inverted_double_pendulum_v4:InvertedDoublePendulumEnv", reset_noise_scale=0.1
+    )
 
     _observed_constraint_forces = 3
 

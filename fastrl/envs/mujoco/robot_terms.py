@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import field, make_dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step
 from fastrl.envs.mujoco.physics import Fields, Floats
 
 Range = tuple[float, float]
+
+
+def gymnasium_arguments(path: str, **constants: Any) -> type[Any]:
+    """Return a dataclass of the keyword arguments by which steps of gymnasium's robot differ.
+
+    Args:
+        path: Module and class in ``gymnasium.envs.mujoco``, such as ``ant_v5:AntEnv``.
+        **constants: Attributes of the dataclass: numbers which are no arguments of this version.
+    """
+    known = signature(load_env_creator(f"gymnasium.envs.mujoco.{path}")).parameters.values()
+    arguments: list[tuple[str, Any, Any]] = []
+    for each in known:
+        if each.default is not each.empty and each.name != "default_camera_config":
+            is_weight = type(each.default) is int and each.annotation in (float, each.empty)
+            default = float(each.default) if is_weight else each.default
+            kind = type(default) if each.annotation is each.empty else each.annotation
+            arguments.append((each.name, kind, field(default=default)))
+    name = path.replace(":", "_")
+    return make_dataclass(name, arguments, namespace=constants, frozen=True, kw_only=True)
 
 
 class Robot(MujocoBatchedEnv):

@@ -46,13 +46,7 @@ def build(name: str, num_envs: int, **kwargs: Any) -> MujocoBatchedEnv:
     Raises:
         EnvError: There is no such environment, or an argument is unknown or invalid.
     """
-    env = ENVIRONMENTS.get(name.removeprefix(NAMESPACE))
-    if env is None:
-        raise EnvError(
-            f"there is no batched '{name}'{nearest(name, ENVIRONMENTS)}"
-            + ("; it needs MuJoCo before 3.0, use 'Pusher-v5'" * ("Pusher-v4" in name))
-        )
-    view = _view(kwargs)
+    env, view = _robot(name), _view(kwargs)
     batch = env(num_envs, **{key: kwargs[key] for key in kwargs if key not in _RENDERING})
     camera(batch.physics.model, view)
     return batch
@@ -106,7 +100,7 @@ def make_single(
     Raises:
         EnvError: An argument is unknown or invalid.
     """
-    view, robot = _view(kwargs), ENVIRONMENTS[name.removeprefix(NAMESPACE)]
+    view, robot = _view(kwargs), _robot(name)
     pictured = {key: kwargs[key] for key in kwargs if key in _RENDERING}
     own = {key: kwargs[key] for key in kwargs if key not in _RENDERING}
     if randomize or own.get("action_bounds") is not None:
@@ -125,6 +119,21 @@ def make_single(
     create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
     env = cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **own, **pictured))
     camera(env.unwrapped.model, view)  # type: ignore[attr-defined]
+    return env
+
+
+def _robot(name: str) -> type[MujocoBatchedEnv]:
+    """Return the class of an id.
+
+    Raises:
+        EnvError: There is no such environment.
+    """
+    env = ENVIRONMENTS.get(instance("name", name, str).removeprefix(NAMESPACE))
+    if env is None:
+        raise EnvError(
+            f"there is no batched '{name}'{nearest(name, ENVIRONMENTS)}"
+            + ("; it needs MuJoCo before 3.0, use 'Pusher-v5'" * ("Pusher-v4" in name))
+        )
     return env
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,42 +12,11 @@ from fastrl.envs.mujoco.batched import Step, Terms
 from fastrl.envs.mujoco.physics import Fields
 from fastrl.envs.mujoco.robot_terms import (
     HealthyRobot,
-    Range,
     Robot,
     control_cost,
+    gymnasium_arguments,
     inside,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunnerParameters:
-    """Common parts of gymnasium's planar robots; defaults of HalfCheetah."""
-
-    forward_reward_weight: float = 1.0
-    ctrl_cost_weight: float = 0.1
-    reset_noise_scale: float = 0.1
-    exclude_current_positions_from_observation: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class HealthyParameters(RunnerParameters):
-    """A robot that is rewarded for being healthy, whose episode may end when it is not."""
-
-    ctrl_cost_weight: float = 1e-3
-    reset_noise_scale: float = 5e-3
-    healthy_reward: float = 1.0
-    terminate_when_unhealthy: bool = True
-    healthy_z_range: Range = (0.8, 2.0)
-    healthy_angle_range: Range = (-1.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HopperParameters(HealthyParameters):
-    """A healthy hopper's state is bounded, too."""
-
-    healthy_state_range: Range = (-100.0, 100.0)
-    healthy_z_range: Range = (0.7, float("inf"))
-    healthy_angle_range: Range = (-0.2, 0.2)
 
 
 class _Runner(Robot):
@@ -79,20 +47,14 @@ class HalfCheetahV5(_Runner):
     xml_file = "half_cheetah.xml"
     frame_skip = 5
     _has_normal_velocities = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(RunnerParameters):
-        xml_file: str = "half_cheetah.xml"
-        frame_skip: int = 5
+    Params = gymnasium_arguments("half_cheetah_v5:HalfCheetahEnv")
 
 
 class HalfCheetahV4(HalfCheetahV5):
     """Gymnasium's HalfCheetah-v4."""
 
     id = "HalfCheetah-v4"
-
-    class Params(RunnerParameters):
-        """Gymnasium's keyword arguments."""
+    Params = gymnasium_arguments("half_cheetah_v4:HalfCheetahEnv")
 
 
 class SwimmerV5(_Runner):
@@ -102,22 +64,14 @@ class SwimmerV5(_Runner):
     xml_file = "swimmer.xml"
     frame_skip = 4
     _skipped = 2
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(RunnerParameters):
-        xml_file: str = "swimmer.xml"
-        frame_skip: int = 4
-        ctrl_cost_weight: float = 1e-4
+    Params = gymnasium_arguments("swimmer_v5:SwimmerEnv")
 
 
 class SwimmerV4(SwimmerV5):
     """Gymnasium's Swimmer-v4."""
 
     id = "Swimmer-v4"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(RunnerParameters):
-        ctrl_cost_weight: float = 1e-4
+    Params = gymnasium_arguments("swimmer_v4:SwimmerEnv")
 
 
 class _Healthy(_Runner, HealthyRobot):
@@ -144,11 +98,7 @@ class HopperV5(_Healthy):
 
     id = "Hopper-v5"
     xml_file = "hopper.xml"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(HopperParameters):
-        xml_file: str = "hopper.xml"
-        frame_skip: int = 4
+    Params = gymnasium_arguments("hopper_v5:HopperEnv")
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
         """Return flags of upright robots in a bounded state, ``[n]``."""
@@ -161,9 +111,7 @@ class HopperV4(HopperV5):
     """Gymnasium's Hopper-v4."""
 
     id = "Hopper-v4"
-
-    class Params(HopperParameters):
-        """Gymnasium's keyword arguments."""
+    Params = gymnasium_arguments("hopper_v4:HopperEnv")
 
     _healthy_is_paid_always = True
 
@@ -173,11 +121,7 @@ class Walker2dV5(_Healthy):
 
     id = "Walker2d-v5"
     xml_file = "walker2d_v5.xml"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params(HealthyParameters):
-        xml_file: str = "walker2d_v5.xml"
-        frame_skip: int = 4
+    Params = gymnasium_arguments("walker2d_v5:Walker2dEnv")
 
 
 class Walker2dV4(Walker2dV5):
@@ -185,8 +129,6 @@ class Walker2dV4(Walker2dV5):
 
     id = "Walker2d-v4"
     xml_file = "walker2d.xml"
-
-    class Params(HealthyParameters):
-        """Gymnasium's keyword arguments."""
+    Params = gymnasium_arguments("walker2d_v4:Walker2dEnv")
 
     _healthy_is_paid_always = True

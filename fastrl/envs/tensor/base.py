@@ -18,6 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from fastrl.arguments import instance
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
@@ -68,6 +69,7 @@ class TensorEnv(ABC, Generic[S, P]):
         supports_gradients: Whether the dynamics can be differentiated.
         differentiable: Whether gradients flow through `reset` and `step`. They stop if an
             episode ends, as the next one does not depend on it.
+        written: The names by which a user gave parameters, if different, for messages.
     """
 
     spec: EnvSpec
@@ -82,6 +84,7 @@ class TensorEnv(ABC, Generic[S, P]):
     ordered: ClassVar[Sequence[tuple[str, str]]] = ()
     noise_size: int
     supports_gradients: bool = False
+    written: Mapping[str, str] = {}
 
     def __init__(self, *, differentiable: bool = False) -> None:
         """Choose whether gradients flow.
@@ -149,10 +152,11 @@ class TensorEnv(ABC, Generic[S, P]):
     def _check_bounds(self, bounds: Bounds) -> None:
         for name, (low, high) in bounds.items():
             got = f"got {low:g}" if low == high else f"got values from {low:g} to {high:g}"
+            given = f"'{self.spec.id}': {self.written.get(name, name)}"
             if name in self.positive and low <= 0:
-                raise EnvError(f"'{self.spec.id}': {name} must be above 0, {got}")
+                raise EnvError(f"{given} must be above 0, {got}")
             if name in self.non_negative and low < 0:
-                raise EnvError(f"'{self.spec.id}': {name} must be at least 0, {got}")
+                raise EnvError(f"{given} must be at least 0, {got}")
         for least, greatest in self.ordered:
             if bounds[least][0] > bounds[greatest][1]:
                 raise EnvError(
@@ -205,10 +209,12 @@ class TensorEnv(ABC, Generic[S, P]):
         Raises:
             EnvError: The noise has another last axis. Not checked in a graph.
         """
-        if not torch.compiler.is_compiling() and noise.shape[-1:] != (self.noise_size,):
-            raise EnvError(
-                f"noise must be a tensor of shape (…, {self.noise_size}), got {tuple(noise.shape)}"
-            )
+        if not torch.compiler.is_compiling():
+            shape = instance("noise", noise, Tensor).shape
+            if shape[-1:] != (self.noise_size,):
+                raise EnvError(
+                    f"noise must be a tensor of shape (…, {self.noise_size}), got {tuple(shape)}"
+                )
         with torch.set_grad_enabled(self._gradients_flow()):
             state = self.initial(noise, params)
             return self.observe(state), state
@@ -265,6 +271,7 @@ class TensorWrapper(TensorEnv[S, P], Generic[S, P]):
     """
 
     def __init__(self, env: TensorEnv[Any, P]) -> None:
+        instance("env", env, TensorEnv)
         self.params_type, self.state_type = env.params_type, env.state_type
         self.noise_size, self.supports_gradients = env.noise_size, env.supports_gradients
         self._wrap(env)

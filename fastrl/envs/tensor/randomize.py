@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.arguments import brief, nearest_or_all
+from fastrl.arguments import brief, instance, nearest_or_all
 from fastrl.envs.parameter_distributions import Distribution, distribution
 from fastrl.envs.tensor.base import (
     Bounds,
@@ -78,6 +78,8 @@ def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
 def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters, given by names here or in gymnasium, by names here, with words as numbers.
 
+    ``env.written`` becomes the names that were given.
+
     Raises:
         EnvError: A parameter is unknown, is given twice, or is a switch that is neither on nor off.
     """
@@ -85,13 +87,14 @@ def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         name = env.aliases.get(key, key)
         if name in env.missing:
-            raise EnvError(f"'{env.spec.id}' has no '{name}' here: {env.missing[name]}")
+            raise EnvError(f"'{env.spec.id}' has no '{key}' here: {env.missing[name]}")
         if name not in known:
             hint = nearest_or_all(str(key), [*known, *env.aliases])
             raise EnvError(f"'{env.spec.id}' has no parameter '{key}'{hint}")
         if name in found:
             raise EnvError(f"'{env.spec.id}': '{key}' is another name of a parameter given too")
-        found[name] = _switched(name, value, env.switches[name]) if name in env.switches else value
+        found[name] = _switched(key, value, env.switches[name]) if name in env.switches else value
+        env.written = {**env.written, name: key}
     return found
 
 
@@ -161,7 +164,8 @@ class Randomized(TensorWrapper[RandomizedState, P], Generic[S, P]):
             EnvError: A parameter or distribution is unknown, its numbers are invalid, or it draws
                 impossible values.
         """
-        self._quantiles, bounds = quantiles(specification, randomizable(env))
+        known = randomizable(instance("env", env, TensorEnv))
+        self._quantiles, bounds = quantiles(specification, known)
         self.names, self._exposes = tuple(self._quantiles), expose
         super().__init__(env.within(bounds))
         self.state_type, self.noise_size = RandomizedState, env.noise_size + len(self.names)

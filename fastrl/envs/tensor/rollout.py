@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fastrl.arguments import instance, whole
+from fastrl.arguments import instance, methods, whole
 from fastrl.envs.device_env import DeviceEnv, DeviceProgram, bounding
 from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
@@ -128,11 +128,13 @@ class Rollouts(Generic[S, P]):
         whole("steps_per_graph", steps_per_graph, at_least=0)
         if sequence_length is not None:
             whole("sequence_length", sequence_length)
+        methods("policy", policy, ("draw_noise", "act", "value"))
         self._env: Any
         if isinstance(env, DeviceEnv):
             self._env, self._device = DeviceProgram(env), torch.device(env.device)
             steps_per_graph = 0
         else:
+            instance("env", env, TensorEnv)
             limited: P = instance("params", cast(P, params), env.params_type)
             self._env, self._device = env.fitted(limited), limited.max_episode_steps.device
         self._policy, self._params, spec = policy, params, self._env.spec
@@ -358,7 +360,9 @@ def rollout(
         EnvError: A `DeviceEnv` has another number of environments, or failed.
     """
     device = torch.device("cpu") if generator is None else generator.device
-    params = None if isinstance(env, DeviceEnv) else env.default_params(device=device)
+    params = None
+    if not isinstance(env, DeviceEnv):
+        params = instance("env", env, TensorEnv).default_params(device=device)
     rollouts = Rollouts(env, policy, params)
     start = rollouts.start(num_envs, generator, weights)
     return rollouts.run(weights, start, rollouts.draw_noise(num_steps, num_envs, generator))[0]

@@ -106,12 +106,13 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
             f"env.wrappers: '{config.id}' is a tensor environment, which takes no wrappers"
         )
     env, params = make_tensor(config.id, device=device)
-    given = dict(config.kwargs)
-    expose = instance("env.kwargs.expose_params", given.pop("expose_params", False), bool)
+    kwargs = dict(config.kwargs)
+    expose = instance("env.kwargs.expose_params", kwargs.pop("expose_params", False), bool)
     bounds = {}
-    for key, value in named(env, given).items():
+    for key, value in named(env, kwargs).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise EnvError(f"env.kwargs.{key}: expected a finite number, got {value!r}")
+            given = env.written.get(key, key)
+            raise EnvError(f"env.kwargs.{given}: expected a finite number, got {value!r}")
         bounds[key] = (float(value), float(value))
         params = params._replace(**{key: torch.full_like(getattr(params, key), value)})
     env = env.within(bounds)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastrl.arguments import instance
 from fastrl.errors import SpaceError
 from fastrl.spec import EnvSpec, PolicyStep, only_given, outputs_of
 
@@ -114,7 +115,7 @@ class RandomPolicy:
         Raises:
             SpaceError: The action space is neither ``Discrete`` nor a bounded ``Box``.
         """
-        space = spec.action_space
+        space = instance("spec", spec, EnvSpec).action_space
         if isinstance(space, spaces.Discrete):
             self._choices = int(space.n)
             self._shape: tuple[int, ...] = ()

@@ -182,6 +182,9 @@ assert env.reset(seed=0)[0].shape == (2, 3)
             "'Acrobot-v1' has no 'torque_noise_max'",
         ),
         (lambda: vector("Pendulum-v1", g=1.0, gravity=2.0), "'gravity' is another name of a param"),
+        (lambda: vector(theta_threshold_radians=-1), "theta_threshold_radians must be at least 0"),
+        (lambda: vector("Pendulum-v1", l="x"), r"env\.kwargs\.l: expected a finite number"),
+        (lambda: catalogue.build(None, 1), "name must be a str, got None"),
     ],
 )
 def test_misuse_says_what_would_be_right(build, message):

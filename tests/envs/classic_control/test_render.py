@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 from importlib.util import find_spec
 
@@ -119,6 +120,19 @@ def test_what_cannot_be_drawn_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(EnvError, match="cannot draw 'CartPol'; did you mean 'CartPole-v1'"):
         Renderer("CartPol")
+
+
+@needs_pygame
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copied_pendulum_draws_its_own_torque(copied):
+    env = gymnasium.make("fastrl/Pendulum-v1", render_mode="rgb_array").unwrapped
+    env.reset(seed=0)
+    env.step(np.array([2.0], np.float32))
+    env.render()
+    other = copied(env)
+    other.step(np.array([-2.0], np.float32))
+    expected = Renderer("Pendulum-v1").render(other.batched.state(), 0, torque=-2.0)
+    np.testing.assert_array_equal(other.render(), expected)
 
 
 @needs_pygame

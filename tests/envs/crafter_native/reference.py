@@ -8,22 +8,12 @@ from collections.abc import Callable, Sequence
 import crafter
 import numpy as np
 
-from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions, rules
+from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions
 from tests.envs.stepping import POISON, rows, views
 
 ACTIONS = list(crafter.constants.actions)
 ITEMS = list(crafter.constants.items)
 ACHIEVEMENTS = list(crafter.constants.achievements)
-
-
-def semantic(batch: CrafterBatch) -> np.ndarray:
-    """Return ``info["semantic"]`` of the original for each world, ``[n, width, height]``."""
-    worlds = batch._worlds
-    maps = worlds.material.copy()
-    envs, xs, ys = np.nonzero(worlds.object_at)
-    kinds = worlds.objects["kind"][envs, worlds.object_at[envs, xs, ys]]
-    maps[envs, xs, ys] = rules.NUM_MATERIALS - 1 + kinds
-    return maps
 
 
 class InOrder(dict):
@@ -133,7 +123,7 @@ class Comparison:
 
     def same_worlds(self) -> None:
         """Compare the hidden state: the whole map and every object."""
-        for ours, env in zip(semantic(self.batch), self.originals, strict=True):
+        for ours, env in zip(self.batch.semantic(), self.originals, strict=True):
             np.testing.assert_array_equal(ours, env._sem_view())
 
     def reached(self) -> set[str]:

@@ -6,9 +6,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import fastrl.envs.crafter_native  # noqa: F401
-from fastrl.envs.crafter import CrafterEnv
+from fastrl.envs.crafter_native.worlds_by_id import CrafterEnv
 from fastrl.errors import ArgumentError, EnvError
-from tests.envs.crafter_native.reference import original, semantic
+from tests.envs.crafter_native.reference import original
 
 ID = "fastrl/Crafter-v1"
 SMALL = {"area": (24, 24)}
@@ -61,7 +61,7 @@ def test_without_a_seed_worlds_differ():
     env = gymnasium.make_vec(ID, num_envs=2, **SMALL)
     env.reset()
     # Around the player two worlds may look alike: there is often nothing but grass.
-    first, second = semantic(env.unwrapped.batched)
+    first, second = env.unwrapped.batched.semantic()
     assert not np.array_equal(first, second)
 
 
@@ -72,7 +72,7 @@ def test_symbolic_observations_are_dicts():
     assert observation["map"].shape == (2, 7, 9, 2)
 
 
-def test_make_builds_the_single_original():
+def test_make_builds_one_world():
     env = gymnasium.make(ID, **SMALL)
     assert isinstance(env.unwrapped, CrafterEnv)
 
