@@ -28,7 +28,7 @@ _MINUS_ONE = torch.tensor(-1.0)
 
 
 @dataclass
-class _Layer:
+class _SequenceLayer:
     """A linear layer and its activation; all tensors are views of a `FlatParameters`.
 
     Attributes:
@@ -46,7 +46,7 @@ class _Layer:
     bias_gradient: Tensor
 
     @classmethod
-    def of(cls, linear: nn.Linear, activation: nn.Module | None = None) -> _Layer:
+    def of(cls, linear: nn.Linear, activation: nn.Module | None = None) -> _SequenceLayer:
         assert linear.weight.grad is not None
         assert linear.bias.grad is not None
         return cls(
@@ -92,7 +92,7 @@ class _Layer:
 
 
 @dataclass
-class _WideLayer(_Layer):
+class _WideLayer(_SequenceLayer):
     """A first layer with wide choices, which adds up the weights of their chosen options.
 
     Attributes:
@@ -104,21 +104,21 @@ class _WideLayer(_Layer):
     options: Tensor = _NOTHING
 
     def sums(self, inputs: Tensor, scale: int, output: Tensor) -> None:
-        """Write the sums; see `_Layer`."""
+        """Write the sums; see `_SequenceLayer`."""
         of_others = self.weight.index_select(1, self.others).t()
         torch.addmm(self.bias, inputs, of_others, beta=scale, alpha=scale, out=output)
         for columns in self.options.unbind(1):
             output.add_(self.weight.index_select(1, columns).t(), alpha=scale)
 
     def weigh(self, inputs: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of the weights; see `_Layer`."""
+        """Write the gradient of the weights; see `_SequenceLayer`."""
         self.weight_gradient.zero_().index_copy_(1, self.others, gradient.t() @ inputs)
         for columns in self.options.unbind(1):
             self.weight_gradient.index_add_(1, columns, gradient.t())
 
 
-class _RecurrentLayer:
-    """A layer of GRU or LSTM, with the methods of `_Layer`.
+class _RecurrentSequenceLayer:
+    """A layer of GRU or LSTM, with the methods of `_SequenceLayer`.
 
     Args:
         layers: The module of all recurrent layers.
@@ -181,21 +181,23 @@ class _Tower:
 
     def __init__(self, model: ActorCritic, body: Body, core: Core | None, *heads: Any) -> None:
         modules = list(body.mlp)
-        self._layers: list[_Layer | _RecurrentLayer] = [
-            (_WideLayer if body.gathers and linear is modules[0] else _Layer).of(linear, activation)
+        self._layers: list[_SequenceLayer | _RecurrentSequenceLayer] = [
+            (_WideLayer if body.gathers and linear is modules[0] else _SequenceLayer).of(
+                linear, activation
+            )
             for linear, activation in zip(modules[::2], modules[1::2], strict=True)
             if isinstance(linear, nn.Linear)
         ]
         self.wide = [layer for layer in self._layers if isinstance(layer, _WideLayer)]
-        self.memory: list[_RecurrentLayer] = []
+        self.memory: list[_RecurrentSequenceLayer] = []
         if isinstance(core, RecurrentCore):
             total = sum(each.state_size for each in model.cores)
             first = 0 if core is model.actor_core else total - core.state_size
             depth = range(core.layers.num_layers)
-            self.memory = [_RecurrentLayer(core.layers, number, first) for number in depth]
+            self.memory = [_RecurrentSequenceLayer(core.layers, number, first) for number in depth]
         self._layers += self.memory
         self._depth = len(self._layers)
-        self._layers += [_Layer.of(head) for head in heads]
+        self._layers += [_SequenceLayer.of(head) for head in heads]
         self._memory: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
     def forward(self, inputs: Tensor) -> None:
