@@ -174,7 +174,7 @@ def play(
                     builder.add(action, float(reward), observation)
                 total, steps = total + float(reward), steps + 1
                 is_over = bool(terminated or truncated)
-            display.show(drawn(env, name), f"episode {number}   return {total:,.4g}, its end")
+            display.show(drawn(env, name), f"episode {number}   return {total:,.4g}, done")
         episode = None if builder is None else builder.finish(terminated=bool(terminated))
         yield Played(number, total, steps, episode)
         if not display.wait(_BETWEEN_EPISODES_S):
