@@ -23,11 +23,9 @@ class QuietConsole(Console):
 def table_console() -> Console:
     """Return a console of the terminal's width; of 200 columns in a pipe."""
     console = QuietConsole(markup=False, emoji=False, highlight=False)
-    return (
-        console
-        if console.is_terminal
-        else QuietConsole(markup=False, emoji=False, highlight=False, width=200)
-    )
+    if not console.is_terminal:
+        console.width = 200
+    return console
 
 
 def show_tables(shown: Group | Table, console: Console | None = None) -> None:

@@ -88,6 +88,7 @@ def throughput(
         "sampler.device": device,
         "sampler.mode": mode,
     }
+    check_output("--json", json_file)
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     with loading(imports_torch=False):
         from fastrl.config import load_config
@@ -114,7 +115,6 @@ def throughput(
             links = Network(link_bytes_per_s(cluster.address), is_measured=True)
     if mode is None and resolved.sampler.kind == "process":
         resolved = load_config(path, [*overrides, "sampler.mode=async"])
-    check_output("--json", json_file)
     measured = run_throughput(
         resolved,
         Protocol(seconds, repeats, warm_up),
