@@ -141,23 +141,20 @@ def valid_sample(space: spaces.Space[Any], mask: NDArray[Any], uniform: Iterator
     return drawn(space)
 
 
-def uniform_numbers(count: int = 1024) -> Iterator[float]:
-    """Yield ``count`` random numbers in [0, 1) repeatedly, the same in every call."""
-    return itertools.cycle(np.random.default_rng(0).random(count).tolist())
+def uniform_numbers() -> Iterator[float]:
+    """Yield 1,024 random numbers in [0, 1) repeatedly, the same in every call."""
+    return itertools.cycle(np.random.default_rng(0).random(1024).tolist())
 
 
-def random_actions(
-    env: Env, info: Mapping[str, Any], count: int = 50
-) -> Callable[[Any, Mapping[str, Any]], Any]:
+def random_actions(env: Env, info: Mapping[str, Any]) -> Callable[[Any, Mapping[str, Any]], Any]:
     """Return a function from the last observation and info to a random action, valid if masked.
 
     Args:
         env: Environment after a reset.
         info: Info of the reset.
-        count: Number of different samples.
     """
     env.action_space.seed(0)
-    samples = itertools.cycle([env.action_space.sample() for _ in range(count)])
+    samples = itertools.cycle([env.action_space.sample() for _ in range(50)])
     uniform, space = uniform_numbers(), env.action_space
     source = None
     with suppress(EnvError):  # something else has this name
