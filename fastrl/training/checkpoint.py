@@ -95,18 +95,20 @@ class Checkpoint:
         return {**contents, _META: json_bytes(meta)}
 
     @classmethod
-    def of_files(cls, contents: Mapping[str, bytes], path: Path) -> Checkpoint:
-        """Return the checkpoint that has these files.
+    def of_files(cls, read: Callable[[str], bytes], path: Path) -> Checkpoint:
+        """Return the checkpoint that has some files.
 
         Args:
-            contents: As `files` returns them.
+            read: Returns the content of a file by its name; see `files`.
             path: Path of its directory, for errors.
 
         Raises:
-            CheckpointError: A file is missing, damaged or foreign.
+            CheckpointError: A file is damaged or foreign.
         """
-        meta = _checked_meta(contents[_META], path)
-        for name in _named(meta):
+        meta = _checked_meta(read(_META), path)
+        contents = {}
+        for name in (_MODEL, *({_STATE, _ENVIRONMENTS} & meta["sha256"].keys())):
+            contents[name] = read(name)
             if _checksum(contents[name]) != meta["sha256"].get(name):
                 raise _damaged(path, f"{name} has changed since it was written")
         try:
@@ -194,7 +196,8 @@ class CheckpointStore(Checkpoints):
         """
         chosen = self.resolve(name)
         try:
-            return _read(self._directory / chosen)
+            path = self._directory / chosen
+            return Checkpoint.of_files(partial(_content, path), path)
         except CheckpointError as error:
             older = [other for other in self.names() if other < chosen]
             offer = f"; the one before it is {older[-1]}" if older else "; there is no older one"
@@ -219,17 +222,17 @@ class CheckpointStore(Checkpoints):
             shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, checkpoint: Checkpoint, final: Path) -> None:
-        partial = self._directory / f".{checkpoint.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        hidden = self._directory / f".{checkpoint.name}.partial"
+        shutil.rmtree(hidden, ignore_errors=True)
         try:
-            partial.mkdir()
+            hidden.mkdir()
             for name, content in checkpoint.files().items():
-                write_and_sync(partial / name, content)
-            sync(partial)
-            partial.rename(final)
+                write_and_sync(hidden / name, content)
+            sync(hidden)
+            hidden.rename(final)
         except OSError:
             # Frees space on a full disk.
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(hidden, ignore_errors=True)
             raise
         sync(self._directory)
 
@@ -245,22 +248,9 @@ class CheckpointStore(Checkpoints):
                 shutil.rmtree(removed, ignore_errors=True)
 
 
-def _read(path: Path) -> Checkpoint:
-    contents = {_META: _content(path, _META, _MOST_JSON_BYTES)}
-    meta = _checked_meta(contents[_META], path)
-    for name in _named(meta):
-        contents[name] = _content(path, name)
-    return Checkpoint.of_files(contents, path)
-
-
-def _named(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a checkpoint's files other than ``meta.json``."""
-    return _MODEL, *({_STATE, _ENVIRONMENTS} & meta["sha256"].keys())
-
-
-def _content(path: Path, name: str, *limit: int) -> bytes:
+def _content(path: Path, name: str) -> bytes:
     try:
-        return read_bounded(path / name, *limit)
+        return read_bounded(path / name, _MOST_JSON_BYTES if name == _META else None)
     except OSError as error:
         raise _damaged(path, f"{name}: {error.strerror}") from None
 

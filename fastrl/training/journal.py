@@ -98,12 +98,8 @@ class RunJournal:
             for sign in self._signs.found_in(row):
                 self._progress.remark(sign)
 
-    def note_fault(self, fault: Fault) -> None:
-        """Write a worker failure to ``faults.jsonl`` and show it."""
-        self.write_fault(*described(fault))
-
-    def write_fault(self, row: Mapping[str, Any], text: str) -> None:
-        """Write a worker failure of any rank, as `described` returned it, and show it."""
+    def note_fault(self, row: Mapping[str, Any], text: str) -> None:
+        """Write a worker failure, as `described` returned it, to ``faults.jsonl`` and show it."""
         self._run.require()
         with writing(self._faults):
             append_line(self._faults, row)

@@ -192,7 +192,7 @@ def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint
     if ranks.leads or found is None:
         return checkpoint
     name, files = found
-    return Checkpoint.of_files(files, Path(name))
+    return Checkpoint.of_files(files.__getitem__, Path(name))
 
 
 def restore(

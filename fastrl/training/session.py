@@ -269,7 +269,7 @@ class TrainingSession:
         first, *others = self._ranks.gather(own)
         if self._journal is not None:
             for row, text in (fault for other in others for fault in other["faults"]):
-                self._journal.write_fault(json.loads(row), text)
+                self._journal.note_fault(json.loads(row), text)
         else:
             schedules.load_state_dict(first["schedules"])
             self._context.repeat(first["calls"])
@@ -278,7 +278,7 @@ class TrainingSession:
     def _note_fault(self, fault: Fault) -> None:
         """Write a worker failure; on ranks other than 0 keep it for rank 0."""
         if self._journal is not None:
-            self._journal.note_fault(fault)
+            self._journal.note_fault(*described(fault))
             return
         name = f"rank-{self._ranks.rank}"
         row, text = described(dataclasses.replace(fault, worker=f"{name}/{fault.worker}"))
