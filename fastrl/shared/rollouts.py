@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -49,16 +49,15 @@ class Episodes:
         slot = np.concatenate(slots)
         end_step = np.concatenate([part.end_step for part in parts])
         order = np.lexsort((slot, end_step))
-
-        def ordered(columns: Iterable[NDArray[Any]]) -> NDArray[Any]:
-            return np.concatenate(list(columns))[order]
-
         return cls(
-            returns=ordered(part.returns for part in parts),
-            lengths=ordered(part.lengths for part in parts),
+            returns=np.concatenate([part.returns for part in parts])[order],
+            lengths=np.concatenate([part.lengths for part in parts])[order],
             end_step=end_step[order],
             slot=slot[order],
-            info={name: ordered(part.info[name] for part in parts) for name in parts[0].info},
+            info={
+                name: np.concatenate([part.info[name] for part in parts])[order]
+                for name in parts[0].info
+            },
         )
 
 

@@ -198,13 +198,12 @@ class ScalingPlan:
         if turns:
             found.append(f"up to {max(turns)} nodes {other} is at least as fast")
         for mode in MODES:
-            limits = [self._updates[n, mode].limit for n in self.nodes]
-            first = next((n for n, name in zip(self.nodes, limits, strict=True)
-                          if name != "sampling"), None)  # fmt: skip
+            limits = {n: self._updates[n, mode].limit for n in self.nodes}
+            first = next((n for n in self.nodes if limits[n] != "sampling"), None)
             if first is None:
                 found.append(f"{mode}: sampling is the longest part throughout")
             else:
-                name = limits[list(self.nodes).index(first)]
+                name = limits[first]
                 found.append(
                     f"{mode}: from {first} node{'s' if first > 1 else ''} on the {name} takes "
                     f"longer than sampling{_ADVICE.get(name, '')}"
