@@ -139,9 +139,13 @@ def seconds(name: str, value: object) -> float:
 
 
 def same_shapes(**tensors: Any) -> None:
-    """Raise an `ArgumentError` for the first tensor with another shape than the first of all."""
-    (first, reference), *others = tensors.items()
-    for name, tensor in others:
+    """Raise an `ArgumentError` for the first that is not a tensor of the shape of the first one."""
+    import torch  # here, as all other checks work without it
+
+    (first, reference), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            instance(name, tensor, torch.Tensor)
         if tensor.shape != reference.shape:
             raise ArgumentError(
                 f"{name} must have the shape of {first}, {list(reference.shape)}; "

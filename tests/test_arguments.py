@@ -12,11 +12,12 @@ import torch
 from gymnasium import spaces
 
 import fastrl
-from fastrl import arguments
+from fastrl import arguments, models
 from fastrl.config import config_to_yaml, load_config, resolved
 from fastrl.datasets import load_demonstrations
 from fastrl.envs.classic_control.render import save_animation
 from fastrl.errors import ArgumentError, ConfigError, FastrlError
+from fastrl.learning import losses, returns
 from fastrl.sampling import Deadlines, FaultPolicy, env_factory
 from fastrl.sweeps import Sweep
 from fastrl.training import EvaluationProtocol, evaluate, record_dataset, record_function
@@ -28,6 +29,7 @@ from fastrl.watch.run_index import RunIndex
 
 SPEC = fastrl.EnvSpec("x", spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2))
 TOPOLOGY = fastrl.Topology(2, 1)
+GRID = torch.zeros(3, 2)
 CONFIG = load_config(
     None, ["env.id=CartPole-v1", "sampler.kind=serial", "sampler.num_env_workers=1"]
 )
@@ -159,6 +161,19 @@ CALLS = {
         CONFIG, SPEC, 0 if odd is None else odd
     ),
     "Learner.update": lambda odd: learner().update(odd),
+    "entropy_loss": losses.entropy_loss,
+    "normalize_advantage": losses.normalize_advantage,
+    "ppo_loss": lambda odd: losses.ppo_loss(torch.zeros(3), torch.zeros(3), odd, 0.2),
+    "ppo_loss, log_prob": lambda odd: losses.ppo_loss(odd, torch.zeros(3), torch.zeros(3), 0.2),
+    "gae": lambda odd: returns.gae(odd, GRID, GRID, GRID > 0, 0.9, 0.9),
+    "gae, ended": lambda odd: returns.gae(GRID, GRID, GRID, odd, 0.9, 0.9),
+    "next_values": lambda odd: returns.next_values(odd, GRID, GRID > 0, GRID > 0),
+    "sums so far": lambda odd: returns.discounted_sums_so_far(GRID, GRID > 0, odd, 0.9),
+    "vtrace": lambda odd: returns.vtrace(GRID, GRID, GRID, GRID, GRID > 0, odd),
+    "build_engine": models.build_engine,
+    "EagerEngine": models.EagerEngine,
+    "RandomEngine": models.RandomEngine,
+    "ActionDistribution": models.ActionDistribution,
     "act": lambda odd: policy().act(odd),
     "act, state": lambda odd: policy().act(np.zeros(4, np.float32), 0 if odd is None else odd),
     "act, mask": lambda odd: policy().act(np.zeros(4, np.float32), mask=0 if odd is None else odd),

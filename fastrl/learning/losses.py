@@ -2,8 +2,8 @@
 
 All functions take tensors ``[*]`` of equal shape, usually ``[N] float32``, and return
 scalars ``[]``. ``log_prob`` belongs to the taken actions under the policy that learns,
-``old_log_prob`` under the policy that acted, both in nats. They raise `ValueError` if shapes
-disagree.
+``old_log_prob`` under the policy that acted, both in nats. They raise `ArgumentError` if
+they get something else, or shapes disagree.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def normalize_advantage(advantage: Tensor) -> Tensor:
 
     The deviation is the unbiased one, and 1e-8 is added to it. Equal advantages become exactly 0.
     """
+    same_shapes(advantage=advantage)
     if advantage.numel() < 2:
         return advantage
     # The mean of equal numbers is rounded, and the remainder divided by as small a deviation is
@@ -82,6 +83,7 @@ def clipped_value_loss(
 
 def entropy_loss(entropy: Tensor) -> Tensor:
     """Return -E[H(π(·|s))]: added to the loss with a positive weight, it rewards entropy."""
+    same_shapes(entropy=entropy)
     return -entropy.mean()
 
 

@@ -119,9 +119,14 @@ class MLPNetworkEngine(AutogradEngine):
         """Return whether the loss asks autograd for gradients that pass through the network."""
         found: list[Tensor] = []
 
-        def watch(_: nn.Module, inputs: Any, given: Any, outputs: tuple[Tensor, ...]) -> None:
+        def watch(
+            _: nn.Module,
+            inputs: tuple[Any, ...],
+            given: dict[str, Any],
+            outputs: tuple[Tensor, ...],
+        ) -> None:
             # Gradients by observations are computed by the plain network in any case.
-            observation, *_others = *inputs, *given.values()
+            observation = [*inputs, *given.values()][0]
             if not any(leaf.requires_grad for leaf in observation.values()):
                 for output in filter(lambda each: each.requires_grad, outputs):
                     output.register_hook(found.append)
@@ -180,8 +185,8 @@ class MLPNetworkEngine(AutogradEngine):
     def _reads_parameters(self, given: _Given, known: tuple[Tensor, ...]) -> bool:
         """Return whether the loss depends on parameters other than through the known outputs."""
         log_std = self._model.distribution.log_std
-        others = [p for p in self._parameters.parameters if p is not log_std]
-        others.append(self._network.anchor)
+        others = [self._network.anchor, *self._parameters.parameters]
+        others = [each for each in others if each is not log_std]
         with torch.random.fork_rng(devices=[]):
             leaves = tuple(output.detach().requires_grad_() for output in known)
             total = self._loss_of(given, leaves).total
@@ -360,12 +365,13 @@ class _Outputs(torch.autograd.Function):
     def forward(
         ctx: Any, network: _Network, leaves: list[Tensor], anchor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.network, ctx.encoded = network, encoded(network.model, leaves)
-        ctx.index = torch.arange(len(leaves[0]))
+        inputs, options = encoded(network.model, leaves)
+        index = torch.arange(len(inputs))
+        ctx.network, ctx.rows = network, (inputs, options, index)
         ctx.set_materialize_grads(False)
-        return network.outputs(*ctx.encoded, ctx.index)
+        return network.outputs(inputs, options, index)
 
     @staticmethod
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.network.add_gradient(*ctx.encoded, ctx.index, *by_outputs)
+        ctx.network.add_gradient(*ctx.rows, *by_outputs)
         return None, None, torch.empty(0)

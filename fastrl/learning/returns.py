@@ -6,7 +6,7 @@ They look ahead within one rollout and never past the end of an episode. At the 
 truncation.
 
 All arguments and results are ``[T, B]``, flags (``ended``, ``terminated``, ``truncated``) bool and
-the others float32, unless stated otherwise; other shapes and dtypes raise `ValueError`. γ is
+the others float32, unless stated otherwise; others raise `ArgumentError`, a `ValueError`. γ is
 ``gamma``, the discount factor.
 
 No gradient flows through the results. Each function is a recurrence
@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.arguments import instance, same_shapes
+from fastrl.errors import ArgumentError
 from fastrl.jit import cached_njit
 
 _FLAGS = frozenset({"ended", "terminated", "truncated"})
@@ -45,9 +47,10 @@ def next_values(
         ``value[t+1]``.
     """
     _check(final_value=final_value, terminated=terminated, truncated=truncated)
+    same_shapes(value=value)
     steps, slots = final_value.shape
     if value.shape != (steps + 1, slots):
-        raise ValueError(f"value must be [T+1, B] = [{steps + 1}, {slots}], got {_show(value)}")
+        raise ArgumentError(f"value must be [T+1, B] = [{steps + 1}, {slots}], got {_show(value)}")
     following = torch.where(truncated, final_value, value[1:])
     return following.masked_fill(terminated, 0.0)
 
@@ -121,6 +124,7 @@ def vtrace(
     ``log_ratio`` is log π(a|s) - log μ(a|s), of the policy that learns and the one that acted.
     """
     _check(log_ratio=log_ratio, reward=reward, value=value, next_value=next_value, ended=ended)
+    instance("settings", settings, VTraceSettings)
     ratio = log_ratio.exp()
     rho = ratio.clamp(max=settings.rho_clip)
     trace = ratio.clamp(max=settings.c_clip)
@@ -143,8 +147,9 @@ def discounted_sums_so_far(
     ``start`` of the next rollout; that of the first one is 0.
     """
     _check(reward=reward, ended=ended)
+    same_shapes(start=start)
     if start.shape != reward.shape[1:]:
-        raise ValueError(f"start must be [B] = [{reward.shape[1]}], got {_show(start)}")
+        raise ArgumentError(f"start must be [B] = [{reward.shape[1]}], got {_show(start)}")
     goes_on = _decay(ended, reward.dtype, gamma)
     first = torch.add(reward[:1], start, alpha=gamma)
     backwards = torch.cat([first, reward[1:]]).flip(0)
@@ -194,15 +199,13 @@ def _cut(ended: Tensor) -> Tensor:
 def _check(**tensors: Tensor) -> None:
     """Check that all are ``[T, B]``, and that flags are bool."""
     (first, reference), *_ = tensors.items()
+    same_shapes(**{first: reference})
     if reference.ndim != 2 or not reference.numel():
-        raise ValueError(f"{first} must be [T, B] and not empty, got {_show(reference)}")
+        raise ArgumentError(f"{first} must be [T, B] and not empty, got {_show(reference)}")
+    same_shapes(**tensors)
     for name, tensor in tensors.items():
-        if tensor.shape != reference.shape:
-            raise ValueError(
-                f"{name} must be [T, B] = {_show(reference)} as {first}, got {_show(tensor)}"
-            )
         if name in _FLAGS and tensor.dtype != torch.bool:
-            raise ValueError(f"{name} must be bool, got {tensor.dtype}")
+            raise ArgumentError(f"{name} must be bool, got {tensor.dtype}")
 
 
 def _show(tensor: Tensor) -> str:

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from fastrl.arguments import instance
 from fastrl.errors import SpaceError
 from fastrl.spaces import at_path, leaves
 from fastrl.spec import EnvSpec
@@ -348,6 +349,7 @@ class ActionDistribution(nn.Module):
         state_std: bool = False,
     ) -> None:
         super().__init__()
+        instance("env_spec", env_spec, EnvSpec)
         self.parts = {
             path: action_part(leaf, path, action_bounds, state_std)
             for path, leaf in leaves(env_spec.action_space).items()

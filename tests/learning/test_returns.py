@@ -247,7 +247,7 @@ def test_results_are_constants():
         ({"reward": torch.zeros(0, 2)}, r"reward must be \[T, B\] and not empty"),
         (
             {"value": torch.zeros(4, 1)},
-            r"value must be \[T, B\] = \[3, 1\] as reward, got \[4, 1\]",
+            r"value must have the shape of reward, \[3, 1\]; got \[4, 1\]",
         ),
         ({"ended": torch.zeros(3, 1)}, "ended must be bool, got torch.float32"),
     ],

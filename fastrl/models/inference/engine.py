@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastrl.arguments import instance, methods
 from fastrl.errors import FastrlError
 from fastrl.models.policy import Leaves, PolicyModel, initial_state, state_size
 from fastrl.spaces import TensorSpec, leaves, num_choices
@@ -147,6 +148,7 @@ class EagerEngine(InferenceEngine):
     name = "eager"
 
     def __init__(self, model: PolicyModel) -> None:
+        methods("model", model, ("act", "draw_noise", "load_state_dict", "parameters", "to"))
         self._outputs, self._state_size = outputs_of(model), state_size(model)
         self._model = copy.deepcopy(model)
         self._model.to(torch.device("cpu"))
@@ -320,6 +322,7 @@ class RandomEngine(InferenceEngine):
     name = "random"
 
     def __init__(self, env_spec: EnvSpec) -> None:
+        instance("env_spec", env_spec, EnvSpec)
         found = leaves(env_spec.action_space)
         widths = [math.prod(env_spec.action[path].shape) for path in found]
         ends = np.cumsum(widths)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrl import once, registry
-from fastrl.arguments import brief, instance
+from fastrl.arguments import brief, instance, methods
 from fastrl.models.inference.engine import EagerEngine, InferenceEngine, StagedEngine
 from fastrl.models.inference.packed import packed
 from fastrl.models.networks import ImageEncoder
@@ -40,7 +40,9 @@ def build_engine(
 
     Raises:
         ConfigError: The name is unknown, the engine cannot be built, or there is no such device.
+        ArgumentError: The model is not a policy.
     """
+    methods("model", model, ("act", "draw_noise"))
     build = registry.chosen("engine", name, "sampler.engine") if isinstance(name, str) else name
     device, where = existing_device(device), f"sampler.engine: {brief(name)}"
     engine: InferenceEngine = instance(

@@ -285,7 +285,7 @@ def _buffer(features: int) -> Tensor:
     return torch.zeros(max(1, features), LANES)
 
 
-class _Layer:
+class _KernelLayer:
     """One layer of the network, which reads the model's parameters in place where it can.
 
     Args:
@@ -341,14 +341,14 @@ class _Layer:
         return weight, bias, *sizes, options, 4 * outputs, 4, source, target, cell
 
 
-class _RecurrentLayer(_Layer):
+class _KernelRecurrentLayer(_KernelLayer):
     """A layer of GRU or LSTM.
 
     Args:
         source: Buffer of the inputs.
         parameters: Weights and biases, as PyTorch orders them.
         places: See `kernel.CELL`: addresses of output and memory in the state.
-        columns: See `_Layer`.
+        columns: See `_KernelLayer`.
     """
 
     def __init__(
@@ -410,7 +410,7 @@ class Program:
         choices = list(self._choices(self._inputs[len(vectors) :].data_ptr()))
         self.observes_choices = bool(choices)
         self._noise = _buffer(model.distribution.noise_size)
-        self._layers: list[_Layer] = []
+        self._layers: list[_KernelLayer] = []
         self.state_size = sum(core.state_size for core in model.cores)
         self._states = _buffer(self.state_size), _buffer(self.state_size)
         with torch.no_grad():
@@ -499,7 +499,7 @@ class Program:
         """Add a layer; return the buffer of its outputs."""
         weights, biases = [each.weight for each in linears], [each.bias for each in linears]
         columns = self._columns if source is self._inputs else None
-        self._layers.append(_Layer(source, weights, biases, activation, columns))
+        self._layers.append(_KernelLayer(source, weights, biases, activation, columns))
         return self._layers[-1].target
 
     def _choices(self, vectors: int) -> Iterator[tuple[int, ...]]:
@@ -526,7 +526,7 @@ class Program:
                 places[2:] = before[distance:].data_ptr(), after[distance:].data_ptr()
             columns = self._columns if source is self._inputs else None
             parameters = module.all_weights[number]
-            self._layers.append(_RecurrentLayer(source, parameters, places, columns))
+            self._layers.append(_KernelRecurrentLayer(source, parameters, places, columns))
             source = after
         return source
 
