@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -14,11 +14,8 @@ from fastrl.arguments import instance
 from fastrl.envs.classic_control import control_kernels
 from fastrl.envs.classic_control.control_batch import LARGEST, require_choices
 from fastrl.envs.classic_control.control_kernels import EnvArrays, Views
-from fastrl.envs.tensor.base import Info, Limited, TensorEnv, TensorWrapper, Timed
+from fastrl.envs.tensor.base import Info, P, S, TensorEnv, TensorWrapper
 from fastrl.errors import EnvError
-
-S = TypeVar("S", bound=Timed)
-P = TypeVar("P", bound=Limited)
 
 
 class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):

@@ -379,8 +379,8 @@ class _Pictures:
 
     def picture(self, index: int) -> Frame:
         batch = self._batch
-        drawn = self._draws_torque and batch.taken is not None
-        torque = float(batch.taken[index]) if drawn else None
+        taken = batch.taken if self._draws_torque else None
+        torque = None if taken is None else float(taken[index])
         return self._renderer.render(batch.state(), index, batch.params(), torque)
 
 

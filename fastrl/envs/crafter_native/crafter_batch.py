@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,12 +74,11 @@ class CrafterBatch:
         self._symbolic = options.symbolic
         self._row = (options.size[1], 3 * options.size[0])
         self._worlds = allocate(num_envs, options.area)
-        self._daylight = Daylight()
         pictures = draw_pictures(layout)
         self._game = Game(
             reach=2 * max(options.view),
             length=options.length or LARGEST,
-            daylight=self._daylight.table,
+            daylight=_daylight(1000),
             symbolic=options.symbolic,
             layout=layout,
             pictures=pictures,
@@ -269,12 +269,13 @@ class CrafterBatch:
     def _see_ahead(self) -> None:
         """Compute the daylight for the next step."""
         self._most_steps += 1
-        if self._most_steps < len(self._daylight.table):
+        if self._most_steps < len(self._game.daylight):
             return
         self._most_steps = 1 + int(self._worlds.record["steps"].max())  # type: ignore[index]
-        if self._most_steps >= len(self._daylight.table):
-            self._daylight.extend(self._most_steps)
-            self._game = self._game._replace(daylight=self._daylight.table)
+        if self._most_steps >= len(self._game.daylight):
+            # A power of two, so that a process computes few tables.
+            steps = 2 << self._most_steps.bit_length()
+            self._game = self._game._replace(daylight=_daylight(steps))
 
     def _screens(self, rows: Rows) -> Screens:
         """Return rows in the types of the kernels, which are the same for pixels and symbols.
@@ -326,26 +327,15 @@ def _spec(options: CrafterOptions, layout: Geometry) -> EnvSpec:
     return EnvSpec(ID, observation, actions, options.length or None, EPISODE_INFO)
 
 
-class Daylight:
-    """Light by step, computed as far as needed; https://www.desmos.com/calculator/grfbc6rs3h.
+@cache
+def _daylight(steps: int) -> NDArray[np.float64]:
+    """Return the light before each step, ``[steps]``, between 0 and 1.
 
-    Each value is computed by the original's expression on NumPy scalars: a compiled cosine may
-    differ in the last bit, and pixels are truncated, not rounded, so one bit can change them.
-
-    Attributes:
-        table: ``[k] float64``, between 0 and 1.
+    Each value is computed by the original's expression on NumPy scalars
+    (https://www.desmos.com/calculator/grfbc6rs3h): a compiled cosine may differ in the last bit,
+    and pixels are truncated, not rounded, so one bit can change them.
     """
-
-    def __init__(self) -> None:
-        """Compute the first steps."""
-        self.table: NDArray[np.float64] = np.zeros(0)
-        self.extend(1000)
-
-    def extend(self, steps: int) -> None:
-        """Extend the table to step ``steps``, and by as many again."""
-        first = len(self.table)
-        more = [_light(step) for step in range(first, max(2 * steps, first))]
-        self.table = np.concatenate([self.table, np.array(more, np.float64)])
+    return np.array([_light(step) for step in range(steps)])
 
 
 def _light(step: int) -> float:

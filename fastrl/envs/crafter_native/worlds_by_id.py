@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class CrafterEnv(SingleBatchedEnv):
     ``reset(seed=s)`` starts the sequence of worlds of ``crafter.Env(seed=s)``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
         "render_fps": 10,
         "episode_info": EPISODE_INFO,
@@ -58,7 +58,9 @@ class CrafterEnv(SingleBatchedEnv):
         batch = CrafterBatch(1, CrafterOptions.of(**options))
         one_of("render_mode", render_mode, ("rgb_array", None))
         _check_drawn(batch, render_mode)
-        super().__init__(batch, render_mode=render_mode, painter=None, fps=10)
+        # Without a painter pictures are the observations.
+        nothing: Any = None
+        super().__init__(batch, render_mode=render_mode, painter=nothing, fps=10)
         self.metadata = type(self).metadata
         self._semantic = semantic
         # `step` returns infos in the form of the original's.
@@ -73,7 +75,7 @@ class CrafterEnv(SingleBatchedEnv):
         """
         observation, reward, terminated, truncated, _ = super().step(action)
         known = self.batched.info()
-        info = {
+        info: dict[str, Any] = {
             key: dict(zip(names, known[key][0].tolist(), strict=True))
             for key, names in _COUNTS.items()
         }

@@ -219,9 +219,10 @@ class MujocoBatchedEnv(ABC):
             EnvError: There is not one seed per environment.
         """
         self._shapes.check_seeds(seeds)
+        self._shapes.check_restart(observation)
         streams = [_streams(seed) for seed in seeds]
         self._generators, self._parameter_generators = map(list, zip(*streams, strict=True))
-        self._start(observation, np.ones(self.num_envs, np.bool_), first=True)
+        self._begin(np.ones(self.num_envs, np.bool_), observation[0], first=True)
 
     def restart(
         self,
@@ -245,7 +246,7 @@ class MujocoBatchedEnv(ABC):
         if seeds is not None:
             for index, seed in zip(np.flatnonzero(chosen).tolist(), seeds, strict=True):
                 self._generators[index], self._parameter_generators[index] = _streams(seed)
-        self._start(observation, chosen, first=seeds is not None)
+        self._begin(chosen, observation[0], first=seeds is not None)
 
     def step(self, views: StepViews) -> None:
         """Step every environment once; see `BatchedEnv.step`.
@@ -280,10 +281,13 @@ class MujocoBatchedEnv(ABC):
             np.greater(self._deadlines <= self._clock, views.terminated, out=views.truncated)
         else:
             views.truncated.fill(False)
-        _write(self.observation(now), views.observation[0])
+        _write(self.observation(now), views.observation[0], ...)
         ended = views.terminated | views.truncated
         if ended.any():
-            self._begin_next(ended, views)
+            # The terms may be views of fields, which restarting overwrites.
+            self.terms = {name: np.array(term) for name, term in self.terms.items()}
+            views.final_observation[0][ended] = views.observation[0][ended]
+            self._begin(ended, views.observation[0], first=False)
 
     def get_state(self) -> State:
         """Return the state on which later steps depend; see `fastrl.envs.state`.
@@ -354,49 +358,31 @@ class MujocoBatchedEnv(ABC):
             fps=frames_per_s(batched),
         )
 
-    def _start(self, observation: Rows, chosen: NDArray[np.bool_], *, first: bool) -> None:
-        self._shapes.check_restart(observation)
-        # The model's time steps may have changed.
-        self.dt = _dt(self.physics, self._nstep)
-        self._begin(chosen, observation[0], first=first)
-
     def _check_seeded(self) -> None:
         if not self._generators:
             raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
 
-    def _begin_next(self, ended: NDArray[np.bool_], views: StepViews) -> None:
-        """Store the last observations of episodes that ended, and start the next ones."""
-        # The terms may be views of fields, which restarting overwrites.
-        self.terms = {name: np.array(term) for name, term in self.terms.items()}
-        views.final_observation[0][ended] = views.observation[0][ended]
-        self._begin(ended, views.observation[0], first=False)
-
     def _begin(self, chosen: NDArray[np.bool_], rows: NDArray[Any], *, first: bool) -> None:
         """Start episodes, and write their first observations into rows."""
-        self._restart(chosen, first=first)
-        column = 0
-        for part in self.observation(self.physics.now):
-            rows[chosen, column : column + part.shape[1]] = part[chosen]
-            column += part.shape[1]
-        tracked = self._track()
-        if self._tracked is None:
-            self._tracked = tracked
-        else:
-            self._tracked[chosen] = tracked[chosen]
-
-    def _restart(self, rows: NDArray[np.bool_], *, first: bool) -> None:
         if self._randomization is not None:
-            self._randomization.draw(rows, self._parameter_generators, first=first)
-            self.dt = _dt(self.physics, self._nstep)
-        indices = np.flatnonzero(rows).tolist()
+            self._randomization.draw(chosen, self._parameter_generators, first=first)
+        # The model's time steps may have changed.
+        self.dt = _dt(self.physics, self._nstep)
+        indices = np.flatnonzero(chosen).tolist()
         drawn = [self.initial(self._generators[index]) for index in indices]
         if first:
             model = self.physics.model
             _check_initial(self._name, drawn[0], int(model.nq), int(model.nv))
         qpos, qvel = (np.array(column) for column in zip(*drawn, strict=True))
-        self.physics.restart(rows, qpos, qvel)
-        self._deadlines[rows] = min(self._clock + self._limit, _NEVER)
+        self.physics.restart(chosen, qpos, qvel)
+        self._deadlines[chosen] = min(self._clock + self._limit, _NEVER)
         self._next_deadline = int(self._deadlines.min())
+        _write(self.observation(self.physics.now), rows, chosen)
+        tracked = self._track()
+        if self._tracked is None:
+            self._tracked = tracked
+        else:
+            self._tracked[chosen] = tracked[chosen]
 
     def _track(self) -> Any:
         tracked = self.tracked(self.physics.now)
@@ -418,11 +404,12 @@ def _streams(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     return np_random(int(seed))[0], np.random.default_rng(own)
 
 
-def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
+def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any], chosen: Any) -> None:
+    """Write the rows of an index or a mask."""
     column = 0
     for part in parts:
         end = column + part.shape[1]
-        rows[:, column:end] = part
+        rows[chosen, column:end] = part[chosen]
         column = end
 
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, cast
 
 import mujoco
 import numpy as np
@@ -26,29 +26,7 @@ _ARENA = ("contact", "efc_", "iefc_", "island_", "map_", "dof_island", "tendon_e
 _NUMBERS = "biuf"
 
 
-class Simulations(Protocol):
-    """Simulations of one model; every array has one row per simulation and is live.
-
-    `bind` and `expand` raise a ValueError for unknown fields.
-    """
-
-    def bind(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` of a field in ``mjData``, or ``state``."""
-
-    def expand(self, name: str) -> NDArray[Any]:
-        """Return ``[n, *shape]`` own values of a field of the model."""
-
-    def step(self, *, nstep: int) -> None:
-        """Advance all by ``nstep`` time steps; raise a RuntimeError if MuJoCo fails."""
-
-    def forward(self, ids: Rows) -> None:
-        """Evaluate the dynamics of some; raise a RuntimeError if MuJoCo fails."""
-
-    def set_const(self, ids: Rows) -> None:
-        """Recompute derived fields of some models; raise a RuntimeError if MuJoCo fails."""
-
-
-def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> Simulations:
+def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> LoopBatch:
     """Return ``num_sims`` simulations of a model, shared by threads if mjbatch is available.
 
     Later changes of the model have no effect on them.
@@ -56,8 +34,7 @@ def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> Simulat
     accelerated = accelerator()
     if accelerated is None:
         return LoopBatch(model, num_sims)
-    batch: Simulations = accelerated(model, num_sims, num_threads)
-    return batch
+    return cast(LoopBatch, accelerated(model, num_sims, num_threads))
 
 
 @cache
@@ -77,7 +54,9 @@ def accelerator() -> Callable[[mujoco.MjModel, int, int], Any] | None:
 
 
 class LoopBatch:
-    """A loop of calls of MuJoCo's functions over n states and one ``mjData``; see `Simulations`.
+    """Simulations of one model: a loop of calls of MuJoCo's functions over n states.
+
+    Every array has one row per simulation and is live.
 
     One ``mjData`` stays in the cache for any number of simulations. Exchanging the state takes
     2.4 µs per simulation and step of HalfCheetah, of 67 µs in `mj_step`.
@@ -98,13 +77,21 @@ class LoopBatch:
         self._expanded: dict[str, NDArray[Any]] = {}
 
     def bind(self, name: str) -> NDArray[Any]:
-        """Return a live array of a field; see `Simulations`."""
+        """Return ``[n, *shape]`` of a field in ``mjData``, or ``state``.
+
+        Raises:
+            ValueError: There is no such field.
+        """
         if name not in self._bound:
             self._bound[name] = self._bind(name)
         return self._bound[name]
 
     def expand(self, name: str) -> NDArray[Any]:
-        """Return own values of a field of the model; see `Simulations`."""
+        """Return ``[n, *shape]`` own values of a field of the model.
+
+        Raises:
+            ValueError: There is no such field.
+        """
         if name not in self._expanded:
             values = np.asarray(getattr(owner_of(self._model, name), name, None))
             if name.startswith("_") or values.dtype.kind not in _NUMBERS:
@@ -121,15 +108,27 @@ class LoopBatch:
         return self._expanded[name]
 
     def step(self, *, nstep: int) -> None:
-        """Advance all; see `Simulations`."""
+        """Advance all by ``nstep`` time steps.
+
+        Raises:
+            RuntimeError: MuJoCo failed; the error names the simulation.
+        """
         self._each(range(len(self._rows)), lambda model, data: mujoco.mj_step(model, data, nstep))
 
     def forward(self, ids: Rows) -> None:
-        """Evaluate the dynamics of some; see `Simulations`."""
+        """Evaluate the dynamics of some.
+
+        Raises:
+            RuntimeError: MuJoCo failed; the error names the simulation.
+        """
         self._each(self._indices(ids), mujoco.mj_forward)
 
     def set_const(self, ids: Rows) -> None:
-        """Recompute derived fields of some models; see `Simulations`."""
+        """Recompute derived fields of some models.
+
+        Raises:
+            RuntimeError: MuJoCo failed; the error names the simulation.
+        """
         for index in self._indices(ids):
             model = self._current(index)
             try:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.envs.previous_step import ACTION, REWARD, ActionVector, spec_with_previous
-from fastrl.envs.tensor.base import Info, Limited, TensorEnv, TensorWrapper, Timed, columns
-
-S = TypeVar("S", bound=Timed)
-P = TypeVar("P", bound=Limited)
+from fastrl.envs.tensor.base import Info, P, S, TensorEnv, TensorWrapper, columns
 
 
 class PreviousState(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -22,17 +22,14 @@ from fastrl.envs.parameter_distributions import Distribution, distribution
 from fastrl.envs.tensor.base import (
     Bounds,
     Info,
-    Limited,
+    P,
+    S,
     TensorEnv,
     TensorWrapper,
-    Timed,
     columns,
 )
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
-
-S = TypeVar("S", bound=Timed)
-P = TypeVar("P", bound=Limited)
 
 Quantile = Callable[[Tensor], Tensor]
 """Maps noise ``[*]``, uniform in [0, 1), to values ``[*]`` of a distribution, dtype kept."""

@@ -8,7 +8,7 @@ state itself and is stepped by the same loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,13 +16,10 @@ from torch import Tensor
 from fastrl.arguments import instance, methods, whole
 from fastrl.envs.device_env import DeviceEnv, DeviceProgram, bounding
 from fastrl.envs.state import StateError
-from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
+from fastrl.envs.tensor.base import P, S, TensorEnv
 from fastrl.envs.tensor.tensor_policy import TensorPolicy, Weights
 from fastrl.errors import EnvError
 from fastrl.spec import checked_step, only_given, outputs_of, split_mask
-
-S = TypeVar("S", bound=Timed)
-P = TypeVar("P", bound=Limited)
 
 
 class TensorRollout(NamedTuple):
