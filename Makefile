@@ -11,8 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-# Tests that start processes wait most of the time, so three files at once keep two cores busy.
-JOBS := 3
+# Tests that start processes wait most of the time, so four files at once keep two cores busy.
+JOBS := 4
 TRAIN := train configs/cartpole_ppo.yaml evaluation.stop_at=475
 
 .PHONY: help install train test docs clean
