@@ -60,7 +60,9 @@ SECTIONS = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made here, and what pages link to outside of ``docs``."""
+    """Add the pages that are made here, and what pages link to; drop the theme's source maps."""
+    for file in [each for each in files if each.src_uri.endswith(".map")]:
+        files.remove(file)
     made: dict[str, str | bytes] = {
         target: (ROOT / source).read_text("utf-8") for source, target in MOVED.items()
     }

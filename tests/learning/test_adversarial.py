@@ -23,7 +23,14 @@ from fastrl.config import (
 )
 from fastrl.datasets import DatasetWriter, Episode
 from fastrl.learning import Experience, Learner, build_learner
-from fastrl.learning.adversarial import Adversarial, Scorer, discriminator_loss, reward_of, sampled
+from fastrl.learning.adversarial import (
+    Adversarial,
+    Rows,
+    Scorer,
+    discriminator_loss,
+    reward_of,
+    sampled,
+)
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.returns import discounted_returns
 from fastrl.spec import ACTION_MASK, EnvSpec
@@ -109,6 +116,10 @@ def parameters_of(learner: Learner) -> Tensor:
     return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
 
+def observed(rows: Rows) -> Tensor:
+    return torch.cat([leaf.flatten(1).double() for leaf in rows.observation.values()], 1)
+
+
 def test_each_rank_draws_its_own_rows_and_one_draws_as_before(tmp_path):
     algorithm = adversarial(built(tmp_path / "d", DISCRETE, GAILConfig()))
     steps, before = algorithm._demonstrations, algorithm._generator.get_state()
@@ -116,14 +127,14 @@ def test_each_rank_draws_its_own_rows_and_one_draws_as_before(tmp_path):
     for ranks in (Ranks(0, 2), Ranks(1, 2), Ranks()):
         algorithm._ranks = ranks
         algorithm._generator.set_state(before)
-        drawn.append(algorithm._drawn(steps).source)
+        drawn.append(observed(algorithm._drawn(steps)))
         after.append(algorithm._generator.get_state())
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(after[0], after[1])
     algorithm._generator.set_state(before)
     shape = (algorithm.section.discriminator_batch_size,)
     alone = torch.randint(len(steps), shape, generator=algorithm._generator)
-    assert torch.equal(drawn[2], alone)
+    assert torch.equal(drawn[2], observed(steps.rows(alone, torch.device("cpu"))))
 
 
 @BOTH
