@@ -35,7 +35,7 @@ _ROWS = {
     "gymnasium SyncVectorEnv": ["gymnasium-sync"],
     "gymnasium's own batched environment": ["gymnasium-native"],
     "EnvPool (C++ environments), better of sync and async": ["envpool-sync", "envpool-async"],
-    "fastrl, Python environment": ["fastrl-python"],
+    "fastrl, single environments": ["fastrl-python"],
     "**fastrl**, default parameters": ["fastrl-default"],
     "**fastrl**, best parameters": ["fastrl-best", "fastrl-default"],
 }

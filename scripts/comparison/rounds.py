@@ -23,9 +23,9 @@ from fastrl.errors import EnvError, FastrlError, cause, one_line
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit, LimitProbe
 
-_PYTHON = "fastrl-python"
+_SINGLE = "fastrl-python"
 LABELS = {name: peer.label for name, peer in PEERS.items()} | {
-    _PYTHON: "fastrl, Python env",
+    _SINGLE: "fastrl, single environments",
     **dict(zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)),
 }
 """Labels of the methods in tables, by name."""
@@ -152,11 +152,11 @@ def candidates(name: str, task: Task, options: Options) -> list[Method]:
     Raises:
         ModuleNotFoundError: The method's package is not installed.
     """
-    if name in (_PYTHON, *FASTRL):
+    if name in (_SINGLE, *FASTRL):
         topologies = [task.config.topology]
-        if name == _PYTHON:
+        if name == _SINGLE:
             task = task.of_the_original()
-        if name in (_PYTHON, "fastrl-best"):
+        if name in (_SINGLE, "fastrl-best"):
             topologies = list(options.grid) or default_grid(task)
         return [FastrlSampling(name, LABELS[name], task, topology) for topology in topologies]
     peer = PEERS[name]
