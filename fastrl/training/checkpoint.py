@@ -160,7 +160,7 @@ class CheckpointStore(Checkpoints):
         try:
             with _writing(final):
                 self._write(checkpoint, final)
-                self._prune()
+                self._prune(checkpoint.name)
         except CheckpointError:
             self._require()  # which says more if the run was removed meanwhile
             raise
@@ -181,7 +181,7 @@ class CheckpointStore(Checkpoints):
         with _writing(final):
             tree = {"checkpoint": checkpoint.name, **about}
             write_durably(self._directory / BEST, json_bytes(tree))
-            self._prune()
+            self._prune(checkpoint.name)
         return final
 
     def load(self, name: str) -> Checkpoint:
@@ -236,9 +236,13 @@ class CheckpointStore(Checkpoints):
             raise
         sync(self._directory)
 
-    def _prune(self) -> None:
+    def _prune(self, written: str) -> None:
+        """Remove all but the last k, the best one, and the one that was just written.
+
+        That one is older than the last k if its evaluation took long, and becomes the best.
+        """
         names, best = self.names(), self.best()
-        kept = {*names[-self._keep_last :], best["checkpoint"] if best else ""}
+        kept = {*names[-self._keep_last :], best["checkpoint"] if best else "", written}
         for name in names:
             if name not in kept:
                 # Renamed first, so that a partly removed one is never read as a checkpoint.

@@ -66,6 +66,15 @@ def test_last_ones_and_the_best_one_are_kept(store):
     assert store.best() == {"checkpoint": "step_000000000700", "return_mean": 2.0}
 
 
+def test_a_best_policy_whose_evaluation_took_long_is_kept(store):
+    for steps in (200, 300, 400, 500):
+        store.save(checkpoint(steps))
+    store.save_best(checkpoint(100), {"return_mean": 1.0})
+    assert store.load("best").steps == 100
+    store.save(checkpoint(600))
+    assert store.best()["checkpoint"] == store.names()[0] == "step_000000000100"
+
+
 def test_checkpoint_is_found_by_name(store):
     store.save(checkpoint(100))
     store.save(checkpoint(200))
