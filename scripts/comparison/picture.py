@@ -10,7 +10,6 @@ from bench.plots import ACCENT, INK, PLAIN, plain
 from bench.results import Row
 
 from comparison.report import FASTRL, footer, settings_text
-from fastrl.envs.families import NAMESPACE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,10 +73,9 @@ def _draw_limit(axes: Axes, found: Mapping[str, Any]) -> None:
     limit = found["limit_fps"]
     if limit is None:
         return
-    kind = "native" if found["env"].startswith(NAMESPACE) else "Python"
     axes.axvline(limit, color=INK, linestyle="--", linewidth=1, zorder=0)
     axes.annotate(
-        f"limit of the {kind} env: {limit:,.0f}",
+        f"limit: {limit:,.0f}",
         (limit, 1),
         xycoords=("data", "axes fraction"),
         ha="right",
